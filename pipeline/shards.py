@@ -72,6 +72,14 @@ def shard_files(folder: Path, extension: str) -> list[Path]:
     return sorted(path for path in folder.glob(f"*.{extension}") if path.stem.isdigit())
 
 
+def raw_fate(status: str, error: str | None) -> str | None:
+    """Why a raw row has no picture, `fetch:code` or `image:code`; None where it has one."""
+    if status == "success":
+        return None
+    code = (error or "other").partition(":")[0]
+    return f"image:{code}" if status == "failed_to_resize" else f"fetch:{code}"
+
+
 def source_name(name: str, taken: Container[str]) -> str:
     """The name under which an input's column joins a table: its own, or `source_…` where that is taken."""
     while name in taken:

@@ -1,0 +1,376 @@
+"""Stage `report`: one self-contained page about a run, `report/index.html`, and nothing changed.
+
+The page asks the network for nothing, runs no script, and its content policy forbids both; captions and URLs are text.
+Equal data folders give equal pages. What the figures mean is said by `fates`, `charts` and `gallery`; here they meet.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from pipeline.base import MISSING, Config, HeadraceError, digest, file_sha256, write_bytes
+from pipeline.engine import Part, Shard, Summary, read_markers, run_stage
+from pipeline.fates import Count, Effect, effects, funnel, verdicts
+from pipeline.shards import DataDir
+
+if TYPE_CHECKING:
+    from pipeline.aligned import Aligned
+    from pipeline.charts import Chart
+    from pipeline.examined import Examined
+    from pipeline.gallery import Chooser, Cluster, Picture, Strip
+
+PAGE = "report/index.html"
+PLANTED = Path("miniweb") / "fates.parquet"
+TEMPLATES = Path(__file__).parent / "templates"
+MOST_PICTURES = 700  # on one page, so that it stays below 8 MB
+DISTRIBUTIONS = ("headrace", "img2dataset", "open_clip_torch", "torch", "pillow", "pyarrow", "duckdb", "faiss-cpu")
+COVERED = ("filter:max_nsfw", "filter:block")  # reasons whose pictures are hidden until asked for
+COPIES = ("dedup:exact", "dedup:near")  # reasons that are shown as clusters
+
+
+class ReportConfig(Config):
+    """What the page shows."""
+
+    pictures: int = Field(24, ge=0, le=60, description="pictures shown of each reason")
+    clusters: int = Field(24, ge=0, le=60, description="groups of duplicates shown")
+
+
+def run(config: ReportConfig, data: DataDir) -> Summary:
+    """Write the page anew if a setting, a table or a picture has changed.
+
+    Raises:
+        HeadraceError: code 3, where nothing was decided yet.
+    """
+    from pipeline.aligned import Aligned
+
+    chosen = verdicts(data)
+    if chosen is None:
+        raise HeadraceError(f"{data.root} has no decisions yet", hint="run `curate filter` first", code=MISSING)
+    aligned = Aligned(data)
+    columns = [column for column in aligned.columns.values() if column.table != "urls"]
+    tars = [f"raw/{shard.shard}.tar" for shard in aligned.shards]
+    urls = [path for marker in _all_markers(data, ("list", "ingest")) for path in marker if path.startswith("urls/")]
+    inputs = (*aligned.inputs(columns), *tars, *urls, chosen.relative_to(data.root).as_posix())
+    settings = config.model_dump() | {"context": digest(_context(data)), "template": _template_digest()}
+    shard = Shard("all", None, tuple(dict.fromkeys(inputs)))
+    return run_stage(data, {"report": settings}, _Write(config, aligned, chosen), [shard], hash_inputs=False)
+
+
+def _all_markers(data: DataDir, stages: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """The outputs of every marker of these stages."""
+    for stage in stages:
+        yield from (marker.outputs for marker in read_markers(data, stage).values())
+
+
+def _context(data: DataDir) -> dict[str, Any]:
+    """What the page tells besides tables and pictures: the settings behind them, versions, the packed set."""
+    from importlib.metadata import version
+
+    stages = sorted(
+        {str(path.parent.relative_to(data.markers)) for path in data.markers.glob("**/*.json")} - {"report"}
+    )
+    settings = {stage: next(iter(read_markers(data, stage).values())).settings for stage in stages}
+    planted = data.root / PLANTED
+    return {
+        "settings": settings,
+        "versions": {name: version(name) for name in DISTRIBUTIONS},
+        "packed": dict(_packed(data)),
+        "planted": file_sha256(planted) if planted.exists() else None,
+    }
+
+
+def _packed(data: DataDir) -> Counter[str]:
+    """Samples of the packed set by split; none where there is no whole one."""
+    rows: Counter[str] = Counter()
+    if (data.curated / "dataset.json").exists():
+        for shard, marker in read_markers(data, "pack").items():
+            rows[shard.partition("-")[0]] += marker.rows
+    return rows
+
+
+def _template_digest() -> str:
+    return digest({path.name: path.read_text(encoding="utf-8") for path in sorted(TEMPLATES.glob("report.*"))})
+
+
+@dataclass(frozen=True)
+class _Write:
+    """The work of the one shard: look, choose, draw, write."""
+
+    config: ReportConfig
+    aligned: Aligned
+    verdicts: Path
+
+    def __call__(self, shard: Shard) -> dict[str, Part]:
+        from pipeline.examined import examine
+        from pipeline.gallery import Chooser, duplicates
+
+        data, context = self.aligned.data, _context(self.aligned.data)
+        counts = funnel(data)
+        copies = duplicates(self.verdicts, self.config.clusters)
+        seen = examine(self.aligned, self.verdicts, copies.keys())
+        rules = context["settings"].get("filter", {})
+        chooser = Chooser(seen.rows, rules, self.config.pictures)
+        strips, clusters, kept = _strips(chooser, counts), chooser.clusters(copies), chooser.kept()
+        strips, clusters = _within_bounds(kept, strips, clusters)
+        page = {
+            "context": context,
+            "headline": _headline(counts, context["packed"]),
+            "stages": _stages(counts, effects(data), rules),
+            "has_effects": bool(effects(data)),
+            "planted": _planted(data.root / PLANTED),
+            "charts": _charts(seen, chooser),
+            "whole": seen.whole,
+            "examined": seen.rows.num_rows,
+            "kept": kept,
+            "strips": [strip for strip in strips if strip.dropped],
+            "clusters": clusters,
+            "copies": copies,
+            "hosts": seen.hosts,
+            "failures": _failures(seen),
+            "thumbnails": _thumbnails(data, [*kept, *_pictures(strips, clusters)]),
+            "covered_reasons": COVERED,
+        }
+        write_bytes(data.root / PAGE, render(page).encode())
+        fates: Counter[str] = Counter()
+        for count in counts:
+            fates[count.stage] += count.rows
+        return {"report": Part(fates, (PAGE,))}
+
+
+def render(page: Mapping[str, Any]) -> str:
+    """The page as HTML; everything in it is escaped."""
+    import json
+
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"rows": "{:,.0f}".format, "share": share, "pct": lambda part: f"{100 * part:.2f}"}
+    environment.filters |= {
+        "reason": reason_words,
+        "figure": figure_words,
+        "pretty": lambda v: json.dumps(v, indent=1, ensure_ascii=False),
+    }
+    return environment.get_template("report.html").render(page)
+
+
+def share(part: float) -> str:
+    """A share for a person: `12.3%`, and `<0.1%` rather than a zero that is none."""
+    return "<0.1%" if 0 < part < 0.001 else f"{part:.1%}"
+
+
+# --- what is on the page ------------------------------------------------------------------------------
+
+LOST = {
+    "urls": "not worth a fetch",
+    "fetch": "could not be fetched",
+    "image": "no usable picture",
+    "filter": "dropped by a rule",
+    "dedup": "duplicates",
+}
+STEPS = {"urls": "List", "fetch": "Fetch", "image": "Picture", "filter": "Filter", "dedup": "Duplicates"}
+REASONS = {
+    "urls:repeated": "the same row came before",
+    "urls:no_url": "no URL",
+    "urls:invalid_url": "not a valid URL",
+    "urls:scheme": "neither http nor https",
+    "fetch:dns": "host name not found",
+    "fetch:robots": "robots.txt says no",
+    "fetch:opt_out": "opted out of AI training",
+    "fetch:blocked_address": "private address",
+    "image:undecodable": "cannot be decoded",
+    "image:not_an_image": "not a picture",
+    "filter:min_side": "too small",
+    "filter:max_aspect": "too long or too tall",
+    "filter:near_blank": "almost one colour",
+    "filter:no_caption": "no caption",
+    "filter:min_words": "caption too short",
+    "filter:max_words": "caption too long",
+    "filter:filename_caption": "caption is a file name",
+    "filter:spam_caption": "caption is spam",
+    "filter:min_p_en": "caption not English",
+    "filter:max_caption_repeats": "caption shared by too many",
+    "filter:max_nsfw": "not safe",
+    "filter:min_clip": "caption does not fit",
+    "filter:top_fraction": "not among the best",
+    "filter:block": "shows a blocked concept",
+    "filter:where": "fails the recipe's condition",
+    "dedup:exact": "the same file",
+    "dedup:near": "a near-copy",
+    "dedup:against": "near the held-out set",
+}
+
+
+FIGURES = {
+    "short_side": "shorter side, pixels",
+    "aspect": "longer over shorter side",
+    "clip_sim": "CLIP similarity",
+    "nsfw": "probability of not safe",
+    "p_en": "probability of English",
+    "words": "words in the caption",
+    "chars": "characters in the caption",
+    "lang": "language of the caption",
+}
+
+
+def figure_words(name: str) -> str:
+    """A signal's column in words."""
+    return FIGURES.get(name) or name.replace("_", " ")
+
+
+def reason_words(reason: str) -> str:
+    """A reason token in words."""
+    code = reason.partition(":")[2] or reason
+    return REASONS.get(reason) or (f"HTTP {code[5:]}" if code.startswith("http_") else code.replace("_", " "))
+
+
+def _headline(counts: Sequence[Count], packed: Mapping[str, int]) -> list[tuple[str, int, str]]:
+    """The first numbers a reader wants: name, rows, and what they are a share of."""
+    lost, total = Counter[str](), sum(count.rows for count in counts)
+    for count in counts:
+        lost[count.stage] += count.rows
+    pictures = total - lost["urls"] - lost["fetch"] - lost["image"]
+    passed = pictures - lost["filter"]
+    cells = [
+        ("input rows", total, ""),
+        ("usable pictures", pictures, f"{share(pictures / max(total, 1))} of the rows"),
+        ("passed the filter", passed, f"{share(passed / max(pictures, 1))} of the pictures"),
+        ("kept", lost["kept"], f"{share(lost['kept'] / max(total, 1))} of the rows"),
+    ]
+    if packed:
+        splits = ", ".join(f"{packed[name]:,} {name}" for name in sorted(packed))
+        cells.append(("packed", sum(packed.values()), splits))
+    return cells
+
+
+def _stages(counts: Sequence[Count], measured: Sequence[Effect], rules: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The funnel: per stage what is left of the input, and its reasons."""
+    total = sum(count.rows for count in counts)
+    left, stages, by_rule = total, [], {effect.rule: effect for effect in measured}
+    most = max((count.rows for count in counts if count.stage != "kept"), default=1)
+    for stage in dict.fromkeys(count.stage for count in counts if count.stage != "kept"):
+        inside = [count for count in counts if count.stage == stage]
+        lost = sum(count.rows for count in inside)
+        left -= lost
+        reasons = []
+        for count in inside:
+            effect, setting = by_rule.get(count.reason) if stage == "filter" else None, rules.get(count.reason)
+            reasons.append(
+                {
+                    "token": f"{stage}:{count.reason}",
+                    "setting": setting if stage == "filter" and isinstance(setting, int | float) else None,
+                    "rows": count.rows,
+                    "share": count.rows / total,
+                    "bar": count.rows / most,
+                    "alone": effect.alone if effect else None,
+                    "only": effect.only if effect else None,
+                }
+            )
+        names = {"step": STEPS.get(stage, stage), "lost_words": LOST.get(stage, "dropped")}
+        stages.append(
+            names
+            | {"lost": lost, "left": left, "share": left / total, "was": (left + lost) / total, "reasons": reasons}
+        )
+    return stages
+
+
+def _charts(seen: Examined, chooser: Chooser) -> list[Chart]:
+    """A chart for every figure of the source picture and of every signal, over the rows that have a picture."""
+    import numpy as np
+
+    from pipeline.charts import chart
+    from pipeline.gallery import MEASURED
+
+    reasons = np.array(seen.rows["reason"].to_pylist(), dtype=object)
+    pictures = np.array([not reason.startswith(("fetch:", "image:")) for reason in reasons], dtype=bool)
+    pictures &= seen.rows["weight"].to_numpy() > 0
+    rows, kept = seen.rows.filter(pictures), reasons[pictures] == "kept"
+    weights, charts = rows["weight"].to_numpy(), []
+    for column, signal in {"short_side": "source", "aspect": "source", **seen.signals}.items():
+        rules = [name for name, rule in MEASURED.items() if rule.column == column and chooser.limit(name)]
+        limit = chooser.limit(rules[0]) if rules else None
+        charts.append(chart(column, signal, rows[column], kept, weights, limit))
+    return sorted((c for c in charts if c), key=lambda c: (c.limit is None, not c.bars))
+
+
+def _strips(chooser: Chooser, counts: Sequence[Count]) -> list[Strip]:
+    tokens = {f"{count.stage}:{count.reason}": count.rows for count in counts if count.stage in ("filter", "dedup")}
+    return [chooser.strip(token, rows) for token, rows in tokens.items() if token not in COPIES]
+
+
+def _within_bounds(
+    kept: Sequence[Picture], strips: list[Strip], clusters: list[Cluster]
+) -> tuple[list[Strip], list[Cluster]]:
+    """The same with fewer pictures each, where they would be too many for one page."""
+    from dataclasses import replace
+
+    total = len(kept) + len(list(_pictures(strips, clusters)))
+    part = min(1.0, (MOST_PICTURES - len(kept)) / max(total - len(kept), 1))
+    cut = [replace(s, dropped=_first(s.dropped, part), passed=_first(s.passed, part)) for s in strips]
+    return cut, list(_first(clusters, part))
+
+
+def _first(items: Sequence[Any], part: float) -> Sequence[Any]:
+    return items if part >= 1 else items[: max(1, int(len(items) * part))]
+
+
+def _pictures(strips: Sequence[Strip], clusters: Sequence[Cluster]) -> Iterator[Picture]:
+    for strip in strips:
+        yield from (*strip.dropped, *strip.passed)
+    for cluster in clusters:
+        yield from (cluster.kept, *cluster.dropped)
+
+
+def _thumbnails(data: DataDir, pictures: Sequence[Picture]) -> dict[str, str]:
+    from pipeline.gallery import thumbnails
+    from pipeline.images import ImageSandbox, Limits
+
+    with ImageSandbox(Limits()) as sandbox:
+        return thumbnails(data, pictures, sandbox.decode)
+
+
+def _failures(seen: Examined) -> list[dict[str, Any]]:
+    """Every way in which there came no picture, with two rows it happened to."""
+    from pipeline.plaintext import visible
+
+    failed = [reason for reason in seen.counts if reason.startswith(("fetch:", "image:"))]
+    examples: dict[str, list[tuple[str, str]]] = {reason: [] for reason in failed}
+    columns = (seen.rows[name].to_pylist() for name in ("uid", "reason", "url", "error_message"))
+    for _, reason, url, error in sorted(zip(*columns, strict=True), key=lambda row: row[0]):
+        if len(examples.get(reason, "xx")) < 2:
+            examples[reason].append((visible(url or "", 90), visible(error or "", 90)))
+    ranked = sorted(failed, key=lambda reason: (-seen.counts[reason], reason))
+    return [{"reason": reason, "rows": seen.counts[reason], "examples": examples[reason]} for reason in ranked]
+
+
+def _planted(path: Path) -> dict[str, Any] | None:
+    """The planted faults: how many URLs each has and how many met the fate expected; None where nothing was planted."""
+    from pipeline.shards import read_parquet
+
+    if not path.exists():
+        return None
+    planted, caught, missed = Counter[str](), Counter[str](), dict[str, Counter[tuple[str, str]]]()
+    columns = read_parquet(path, ["fault", "expected", "got"]).columns
+    for fault, expected, got in zip(*(column.to_pylist() for column in columns), strict=True):
+        planted[fault] += 1
+        caught[fault] += expected == got
+        if expected != got:
+            missed.setdefault(fault, Counter())[str(expected), str(got)] += 1
+    rows = [
+        {
+            "fault": fault,
+            "planted": count,
+            "caught": caught[fault],
+            "missed": missed.get(fault, Counter()).most_common(2),
+        }
+        for fault, count in sorted(planted.items())
+    ]
+    return {"rows": rows, "planted": planted.total(), "caught": caught.total()}

@@ -1,0 +1,61 @@
+"""All stages in order: what `curate run` does.
+
+It knows the order and the mini-web around it, and nothing of what a stage does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from pipeline import dedup, download, filter, ingest, pack, report, score
+from pipeline.engine import Summary
+from pipeline.recipe import Recipe
+from pipeline.shards import DataDir
+
+Say = Callable[[Summary], None]
+
+
+def run(recipe: Recipe, data: DataDir, workers: int, say: Say) -> None:
+    """Bring every stage of a folder up to date by one recipe; `say` is told each stage's books as it ends."""
+    if recipe.ingest.source is not None:
+        say(ingest.run(recipe.ingest, data, workers))
+    else:
+        with _source(recipe, data) as ready:
+            say(download.run(ready.download, data, workers))
+    say(score.run(recipe.score, data, workers))
+    decide(recipe, data, say)
+    say(pack.run(recipe.pack, data, workers, recipe.published()))
+    _judge_miniweb(recipe, data)
+    say(report.run(recipe.report, data))
+
+
+def decide(recipe: Recipe, data: DataDir, say: Say) -> None:
+    """The stages that only read numbers and write verdicts."""
+    say(filter.run(recipe.filter, data))
+    say(dedup.run(recipe.dedup, data))
+
+
+@contextlib.contextmanager
+def _source(recipe: Recipe, data: DataDir) -> Iterator[Recipe]:
+    """The recipe with a list that can be fetched: for the mini-web it is written, and its server runs meanwhile."""
+    if recipe.miniweb is None:
+        yield recipe
+        return
+    from pipeline.miniweb import web
+
+    folder = data.root / "miniweb"
+    ready = recipe.override("download", {"urls": str(web.write_list(recipe.miniweb, folder))})
+    if download.finished(ready.download, data):
+        yield ready
+        return
+    with web.serve(recipe.miniweb) as server:
+        yield ready.override("download", {"fetch.connect": {"*.miniweb.test": f"127.0.0.1:{server.port}"}})
+
+
+def _judge_miniweb(recipe: Recipe, data: DataDir) -> None:
+    """Write what became of every planted fault to `miniweb/fates.parquet`."""
+    if recipe.miniweb is not None:
+        from pipeline.miniweb import web
+
+        web.write_fates(recipe.miniweb, data)

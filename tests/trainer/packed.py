@@ -1,0 +1,68 @@
+"""A small packed set for tests, written as the format says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import simplejpeg
+
+from pipeline.shards import TarWriter, write_parquet
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
+
+
+def pictures_and_captions() -> tuple[list[bytes], list[str]]:
+    """Sixteen pictures of two halves, with the captions that name their colours."""
+    pictures, captions = [], []
+    for left, a in COLOURS.items():
+        for right, b in COLOURS.items():
+            picture = np.empty((48, 48, 3), np.uint8)
+            picture[:, :24], picture[:, 24:] = a, b
+            pictures.append(simplejpeg.encode_jpeg(picture))
+            captions.append(f"{left} on the left, {right} on the right")
+    return pictures, captions
+
+
+def write_packed(
+    folder: Path,
+    captions: Sequence[str | None] | None = None,
+    swaps: Sequence[Sequence[str]] | None = None,
+    rows: int = 16,
+    per_shard: int = 10,
+) -> Path:
+    """Write `folder`: train in shards of `per_shard`, val the same rows in one shard."""
+    pictures, own = pictures_and_captions()
+    texts = list(own if captions is None else captions)[:rows]
+    for split, size in (("train", per_shard), ("val", rows)):
+        for number, start in enumerate(range(0, rows, size)):
+            stop = min(start + size, rows)
+            part = None if swaps is None else swaps[start:stop]
+            _write_shard(folder / split / f"{number:05d}", pictures[start:stop], texts[start:stop], part)
+    (folder / "dataset.json").write_text(json.dumps({"format_version": 1, "rows": rows}))
+    return folder
+
+
+def _write_shard(
+    stem: Path, pictures: Sequence[bytes], captions: Sequence[str | None], swaps: Sequence[Sequence[str]] | None
+) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    members = []
+    with stem.with_suffix(".tar").open("wb") as file:
+        tar = TarWriter(file)
+        for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+            members.append(tar.add(f"{stem.name}{number:04d}.jpg", picture))
+            tar.add(f"{stem.name}{number:04d}.txt", (caption or "").encode())
+        tar.close()
+    columns: dict[str, object] = {
+        "key": [f"{stem.name}{number:04d}" for number in range(len(members))],
+        "caption": pa.array(captions, pa.string()),
+        "offset": [member.offset for member in members],
+        "length": [member.length for member in members],
+    }
+    if swaps is not None:
+        columns["swaps"] = pa.array([list(row) for row in swaps], pa.list_(pa.string()))
+    write_parquet(pa.table(columns), stem.with_suffix(".parquet"))

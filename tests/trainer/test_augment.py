@@ -1,0 +1,68 @@
+"""Augmentation that keeps captions true, and captions made false."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.augment import swapped_captions, vary_caption, vary_pictures
+from trainer.config import Augmentation
+
+STILL = Augmentation(crop=1, stretch=0, brightness=0, coarse=0, noise=0, drop_parts=0)
+
+
+def two_halves(count: int) -> torch.Tensor:
+    """Red on the left, blue on the right."""
+    pictures = torch.zeros(count, 3, 36, 36, dtype=torch.uint8)
+    pictures[:, 0, :, :18], pictures[:, 2, :, 18:] = 255, 255
+    return pictures
+
+
+def test_nothing_varies_when_told_so() -> None:
+    out = vary_pictures(two_halves(3), (36, 36), STILL, torch.Generator().manual_seed(0))
+    assert torch.equal(out, two_halves(3))
+
+
+def test_left_stays_left_and_colours_stay() -> None:
+    out = vary_pictures(two_halves(200), (32, 32), Augmentation(), torch.Generator().manual_seed(0)).float()
+    left, right = out[:, :, :, :8].mean(dim=(2, 3)), out[:, :, :, -8:].mean(dim=(2, 3))
+    assert out.shape == (200, 3, 32, 32)
+    assert (left[:, 0] > 180).all() and (left[:, 2] < 60).all()
+    assert (right[:, 2] > 180).all() and (right[:, 0] < 60).all()
+
+
+def test_the_same_generator_state_gives_the_same_pictures() -> None:
+    pictures = two_halves(5)
+    one, other, third = (
+        vary_pictures(pictures, (32, 32), Augmentation(), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, other) and not torch.equal(one, third)
+
+
+def test_keywords_are_dropped_and_reordered_sentences_are_not() -> None:
+    rng = np.random.default_rng(0)
+    keywords = {vary_caption("owl, bird, animal, night", 1.0, rng) for _ in range(200)}
+    assert len(keywords) > 10
+    assert all(set(text.split(", ")) <= {"owl", "bird", "animal", "night"} for text in keywords)
+    assert all(
+        vary_caption("a red circle, blue background", 1.0, rng) == "a red circle, blue background" for _ in range(9)
+    )
+    assert all(vary_caption("owl, bird, animal", 0.0, rng) == "owl, bird, animal" for _ in range(9))
+
+
+@pytest.mark.parametrize(
+    ("caption", "swapped"),
+    [
+        (
+            "a red circle left of a blue square",
+            ["a blue circle left of a red square", "a red circle right of a blue square"],
+        ),
+        ("Small cat, large dog", ["large cat, small dog"]),
+        ("a dog above a cat", ["a dog below a cat"]),
+        ("a red and a red thing", []),
+        ("the greenhouse effect", []),
+    ],
+)
+def test_swapped_captions(caption: str, swapped: list[str]) -> None:
+    assert swapped_captions(caption) == swapped

@@ -1,0 +1,37 @@
+"""Figures of a CLIP against known answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trainer.evaluate_clip import auc, other_caption, pair_figures, share_within
+
+
+def test_auc_of_known_samples() -> None:
+    right, wrong = np.array([3.0, 2.0], np.float32), np.array([1.0, 2.0], np.float32)
+    assert auc(right, wrong) == pytest.approx(3.5 / 4)  # of four pairs three are won and one is tied
+    assert auc(wrong, right) == pytest.approx(0.5 / 4)
+    rng = np.random.default_rng(0)
+    shifted, plain = rng.normal(1, 1, 200_000), rng.normal(0, 1, 200_000)
+    assert auc(shifted, plain) == pytest.approx(0.7602, abs=0.003)  # the normal distribution function at 1/sqrt(2)
+
+
+def test_share_within_counts_equal_captions_as_one() -> None:
+    similarity = np.array([[0.1, 0.9, 0.2], [0.5, 0.4, 0.9], [0.9, 0.8, 0.1]], np.float32)
+    assert share_within(similarity, ["a", "b", "c"], 1) == 0
+    assert share_within(similarity, ["a", "a", "c"], 1) == pytest.approx(1 / 3)
+    assert share_within(similarity, ["a", "b", "c"], 3) == 1
+
+
+def test_other_caption_is_never_an_equal_one() -> None:
+    captions = ["x"] * 7 + ["y"] + ["z"] * 2
+    partner = other_caption(captions)
+    assert all(captions[row] != captions[int(other)] for row, other in enumerate(partner))
+
+
+def test_perfect_vectors_give_perfect_figures() -> None:
+    vectors = np.eye(12, dtype=np.float32)
+    figures = pair_figures(vectors, vectors, [str(n) for n in range(12)], first=1)
+    assert figures["first_1"] == figures["auc"] == figures["right_mean"] == figures["right_above_0.28"] == 1
+    assert figures["unrelated_mean"] == 0

@@ -1,0 +1,203 @@
+"""Training a CLIP: it learns, it resumes exactly, and its output is what open_clip and transformers load."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.base import HeadraceError, parse_config
+from pipeline.clip import load
+from tests.trainer.packed import pictures_and_captions, write_packed
+from trainer import checkpoint
+from trainer.clip_files import WEIGHTS
+from trainer.config import CLIP_MINI, ClipConfig, read_clip_config
+from trainer.fit_clip import METRICS, STATE, Run, centre_loss, encode_texts, fit, threshold_loss
+
+TINY = {
+    "model_cfg": {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    },
+    "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize_mode": "squash"},
+    "training": {"batch": 6, "steps": 8, "warmup": 2, "evaluate_every": 3},
+}
+
+
+def tiny(**training: object) -> ClipConfig:
+    return parse_config(ClipConfig, {**TINY, "training": {**TINY["training"], **training}}, "tiny")  # type: ignore[dict-item]
+
+
+def run(shards: Path, out: Path, config: ClipConfig | None = None, **changes: object) -> Run:
+    values = {"seed": 1, "resume": False, "minutes": None, **changes}
+    return Run((shards,), out, config or tiny(), **values)  # type: ignore[arg-type]
+
+
+def silent(line: str) -> None:
+    del line
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_packed(tmp_path_factory.mktemp("packed"))
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "samples_per_s"} for line in lines]
+
+
+def test_stopping_often_ends_where_not_stopping_does(shards: Path, tmp_path: Path) -> None:
+    fit(run(shards, tmp_path / "whole"), silent)
+    fit(run(shards, tmp_path / "parts", minutes=0.0), silent)  # one step, then stopped
+    for _ in range(7):
+        fit(run(shards, tmp_path / "parts", minutes=0.0, resume=True), silent)
+    whole, scalars = checkpoint.load(tmp_path / "whole" / STATE)
+    parts, other = checkpoint.load(tmp_path / "parts" / STATE)
+    assert scalars["step"] == other["step"] == 8 and set(whole) == set(parts)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert any(name.startswith("optimizer.") for name in whole)
+    assert (tmp_path / "whole" / WEIGHTS).read_bytes() == (tmp_path / "parts" / WEIGHTS).read_bytes()
+
+
+def test_a_kill_between_checkpoints_changes_nothing(shards: Path, tmp_path: Path) -> None:
+    fit(run(shards, tmp_path / "whole"), silent)
+    real, calls = torch.optim.AdamW.step, [0]
+
+    def dies(self: torch.optim.AdamW, closure: None = None) -> None:
+        calls[0] += 1
+        if calls[0] == 5:
+            raise KeyboardInterrupt
+        real(self, closure)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            fit(run(shards, tmp_path / "killed"), silent)
+    fit(run(shards, tmp_path / "killed", resume=True), silent)
+    assert (tmp_path / "whole" / WEIGHTS).read_bytes() == (tmp_path / "killed" / WEIGHTS).read_bytes()
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
+
+
+def test_another_seed_gives_another_clip(shards: Path, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        fit(run(shards, tmp_path / str(seed), tiny(steps=1), seed=seed), silent)
+    assert (tmp_path / "1" / WEIGHTS).read_bytes() != (tmp_path / "2" / WEIGHTS).read_bytes()
+
+
+def test_it_learns_and_scores_what_it_learned(tmp_path: Path) -> None:
+    shards = write_packed(tmp_path / "set")
+    config = tiny(batch=16, steps=120, warmup=10, evaluate_every=120, learning_rate=3e-3, ema=0.9)
+    figures = fit(run(shards, tmp_path / "out", config), silent)
+    (part,) = figures.values()
+    assert part["auc"] > 0.9
+    pictures, captions = pictures_and_captions()
+    clip = load(str(tmp_path / "out"), device="cpu")
+    from simplejpeg import decode_jpeg
+
+    cosine = clip.encode_images([decode_jpeg(p) for p in pictures]) @ clip.encode_texts(captions).T
+    assert (cosine.argmax(axis=1) == np.arange(16)).mean() > 0.5  # chance is 1 in 16
+    names = {key for line in metrics(tmp_path / "out") for key in line}
+    assert {"loss", "rate"} <= names and any(name.endswith("/auc") for name in names)
+    assert list((tmp_path / "out" / "training" / "tensorboard").iterdir())
+
+
+def test_plain_open_clip_loads_what_is_written(shards: Path, tmp_path: Path) -> None:
+    import open_clip
+
+    fit(run(shards, tmp_path / "out", tiny(steps=1)), silent)
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")(["a red circle"])
+    with torch.inference_mode():
+        expected = model.eval().encode_text(tokens, normalize=True).numpy()
+    np.testing.assert_allclose(load(str(tmp_path / "out")).encode_texts(["a red circle"]), expected, atol=1e-6)
+    assert transform is not None and "trainer clip" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_texts_without_padding_equal_texts_with_it(shards: Path, tmp_path: Path) -> None:
+    fit(run(shards, tmp_path / "out", tiny(steps=1)), silent)
+    clip = load(str(tmp_path / "out"), device="cpu")
+    tokens = clip.tokens(["", "a red circle", "word " * 40, "blue", "left and right and left"])
+    with torch.inference_mode():
+        torch.testing.assert_close(encode_texts(clip.model, tokens), clip.model.encode_text(tokens, normalize=True))
+
+
+def test_threshold_loss_has_its_boundary_at_the_threshold() -> None:
+    def one_pair(cosine: float) -> float:
+        image = torch.tensor([[1.0, 0.0]])
+        text = torch.tensor([[cosine, math.sqrt(1 - cosine**2)]])
+        return float(threshold_loss(image, text, torch.tensor(20.0)))
+
+    assert one_pair(0.28) == pytest.approx(math.log(2), abs=1e-5)
+    assert one_pair(0.5) < 0.02 and one_pair(0.0) > 5
+
+
+def test_centre_loss_is_zero_only_where_unrelated_pairs_centre_on_zero() -> None:
+    assert float(centre_loss(torch.eye(4), torch.eye(4))) == 0
+    same: Tensor = torch.ones(4, 1)
+    assert float(centre_loss(same, same)) == pytest.approx(2.0)
+
+
+def test_what_cannot_be_trained_on_is_one_sentence(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(HeadraceError, match="1 distinct caption"):
+        fit(run(write_packed(tmp_path / "one", rows=1), tmp_path / "a"), silent)
+    with pytest.raises(HeadraceError, match="has a caption"):
+        fit(run(write_packed(tmp_path / "mute", captions=[None] * 16), tmp_path / "b"), silent)
+    with pytest.raises(HeadraceError, match="among 2 sets"):
+        fit(run(shards, tmp_path / "c", tiny(shares=(0.5, 0.5))), silent)
+    broken = tiny().model_copy(update={"model_cfg": {**tiny().model_cfg, "text_cfg": {"frobnicate": 1}}})
+    with pytest.raises(HeadraceError, match="cannot build the model"):
+        fit(run(shards, tmp_path / "d", broken), silent)
+
+
+def test_runs_are_not_mixed(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(HeadraceError, match="nothing to resume"):
+        fit(run(shards, out, resume=True), silent)
+    fit(run(shards, out, tiny(steps=1)), silent)
+    with pytest.raises(HeadraceError, match="already holds a run"):
+        fit(run(shards, out, tiny(steps=1)), silent)
+    with pytest.raises(HeadraceError, match="another config") as caught:
+        fit(run(shards, out, tiny(steps=2), resume=True), silent)
+    assert caught.value.code == 4
+    (out / STATE).write_bytes(b"garbage")
+    with pytest.raises(HeadraceError, match="no training state"):
+        fit(run(shards, out, tiny(steps=1), resume=True), silent)
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    fit(run(shards, tmp_path / "out", minutes=0.0), silent)
+    before = (tmp_path / "out" / STATE).read_bytes()
+
+    def full(tensors: object, path: Path, metadata: object = None) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(HeadraceError, match="no space left"):
+        fit(run(shards, tmp_path / "out", resume=True), silent)
+    assert (tmp_path / "out" / STATE).read_bytes() == before
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_the_shipped_config_is_valid_and_a_wrong_one_is_named(tmp_path: Path) -> None:
+    assert read_clip_config(CLIP_MINI).training.batch > 1
+    path = tmp_path / "wrong.json"
+    path.write_text(json.dumps({**TINY, "training": {"bacth": 3}}))
+    with pytest.raises(HeadraceError, match="did you mean `batch`"):
+        read_clip_config(path)
+    path.write_text("{")
+    with pytest.raises(HeadraceError, match="not valid JSON"):
+        read_clip_config(path)
+    with pytest.raises(HeadraceError, match="no config"):
+        read_clip_config(tmp_path / "nowhere.json")

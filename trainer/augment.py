@@ -1,0 +1,98 @@
+"""Variations of training pairs that keep the caption true, and captions made false by exchanging words.
+
+Pure functions of their arguments; randomness is a generator. It knows nothing of models or files.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from trainer.config import Augmentation
+
+COARSE_GROUPS = 4
+
+# Words of one group are exchanged for each other where a caption holds two different ones of them.
+EXCHANGED = (
+    ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey", "gray"),
+    ("small", "large", "big", "little", "tiny", "huge"),
+)
+# Words that are replaced by their opposite, all of one pair at once.
+OPPOSITES = (("left", "right"), ("above", "below"), ("top", "bottom"), ("over", "under"))
+
+
+def vary_pictures(
+    pictures: torch.Tensor, size: tuple[int, int], how: Augmentation, generator: torch.Generator
+) -> torch.Tensor:
+    """Cropped, stretched, slightly recoloured and coarsened pictures.
+
+    uint8 (N, 3, H, W) -> uint8 (N, 3, *size). Nothing is mirrored or turned.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    count = len(pictures)
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=generator)
+
+    share = 1 - (1 - how.crop) * uniform(count) ** 2  # most crops are mild
+    stretch = torch.exp(how.stretch * (2 * uniform(count) - 1))
+    scale = torch.stack([share * stretch, share / stretch], dim=1).clamp(max=1)  # (N, 2): x, y
+    centre = (1 - scale) * (2 * uniform(count, 2) - 1)
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale[:, 0], scale[:, 1], centre
+    grid = F.affine_grid(theta, [count, 3, *size], align_corners=False)
+    out = F.grid_sample(pictures.float(), grid, padding_mode="border", align_corners=False)
+    groups = [_coarsened(group, how.coarse, uniform(2)) for group in out.chunk(COARSE_GROUPS)]
+    out = torch.cat(groups)
+    gain = 1 + how.brightness * (2 * uniform(count, 1, 1, 1) - 1)
+    shift = 255 * how.brightness * (uniform(count, 3, 1, 1) - 0.5)
+    sigma = 255 * how.noise * uniform(count, 1, 1, 1)
+    noise = torch.randn(out.shape, generator=generator)
+    return (out * gain + shift + sigma * noise).round().clamp(0, 255).to(torch.uint8)
+
+
+def _coarsened(pictures: torch.Tensor, share: float, draws: torch.Tensor) -> torch.Tensor:
+    from torch.nn import functional as F
+
+    if draws[0] >= share:
+        return pictures
+    height, width = pictures.shape[2:]
+    factor = 0.5 + 0.45 * float(draws[1])
+    small = F.interpolate(
+        pictures, size=(round(height * factor), round(width * factor)), mode="bilinear", antialias=True
+    )
+    return F.interpolate(small, size=(height, width), mode="bilinear")
+
+
+def vary_caption(caption: str, drop_parts: float, rng: np.random.Generator) -> str:
+    """A keyword caption (three parts or more between commas) without some of its parts, in another order."""
+    parts = [part.strip() for part in caption.split(",") if part.strip()]
+    if len(parts) < 3 or rng.random() >= drop_parts:
+        return caption
+    kept = [part for part in parts if rng.random() < 0.7] or [parts[0]]
+    return ", ".join(kept[i] for i in rng.permutation(len(kept)))
+
+
+def swapped_captions(caption: str) -> list[str]:
+    """The caption with colours, sizes or sides exchanged; empty where it has nothing to exchange."""
+    words = re.findall(r"[a-z]+", caption.lower())
+    changes: list[dict[str, str]] = []
+    for group in EXCHANGED:
+        found = [word for word in dict.fromkeys(words) if word in group]
+        if len(found) >= 2:
+            changes.append({found[0]: found[1], found[1]: found[0]})
+    for one, other in OPPOSITES:
+        if one in words or other in words:
+            changes.append({one: other, other: one})
+    return [_exchange(caption, change) for change in changes]
+
+
+def _exchange(caption: str, change: dict[str, str]) -> str:
+    pattern = re.compile(rf"\b({'|'.join(change)})\b", re.IGNORECASE)
+    return pattern.sub(lambda match: change[match.group().lower()], caption)

@@ -1,0 +1,71 @@
+"""A training state as one safetensors file, scalars in its metadata, that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.base import REFUSED, HeadraceError, atomic_path
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+    """Write tensors and JSON-able scalars; on a full disk the file that was there stays."""
+    from safetensors.torch import save_file
+
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(whole, temporary, metadata={"scalars": json.dumps(dict(scalars), sort_keys=True)})
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and scalars of a file that `save` wrote; a damaged one is a `HeadraceError`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            scalars = json.loads((file.metadata() or {})["scalars"])
+            return {name: file.get_tensor(name) for name in file.keys()}, scalars  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        hint = "start again without --resume, in another --out"
+        raise HeadraceError(f"{path} is no training state: {error}", hint=hint, code=REFUSED) from None
+
+
+def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state by parameter name: `optimizer.NAME.FIELD`."""
+    return {
+        f"optimizer.{name}.{field}": value
+        for name, parameter in model.named_parameters()
+        for field, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`; moments get their parameter's device and memory layout.
+
+    The layout matters: a fused step walks parameter and moments by address.
+    """
+    for name, parameter in model.named_parameters():
+        prefix = f"optimizer.{name}."
+        optimizer.state[parameter] = {
+            key.removeprefix(prefix): like(parameter, value) if value.ndim else value.clone()
+            for key, value in tensors.items()
+            if key.startswith(prefix)
+        }
+
+
+def like(pattern: Tensor, value: Tensor) -> Tensor:
+    """A copy of `value` on the device and in the memory layout of `pattern`."""
+    import torch
+
+    return torch.empty_like(pattern, dtype=value.dtype).copy_(value) if pattern.shape == value.shape else value.clone()
+
+
+def section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors below `prefix.`, without it."""
+    return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}

@@ -1,0 +1,63 @@
+"""What a training run's config holds. It knows the names and their defaults, not what they do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.base import MISSING, Config, HeadraceError, parse_config
+
+CLIP_MINI = Path(__file__).parent / "configs" / "clip-mini.json"
+
+
+class Augmentation(Config):
+    """How training pictures vary. There is no flip: left and right are words; colours are words too."""
+
+    crop: float = Field(default=0.8, gt=0.3, le=1.0)  # smallest share of a side that a crop keeps
+    stretch: float = Field(default=0.1, ge=0, le=0.5)  # largest relative change of the aspect ratio
+    brightness: float = Field(default=0.06, ge=0, le=0.5)  # largest shift and gain, as a share of the range
+    coarse: float = Field(default=0.3, ge=0, le=1)  # share of pictures shown at a lower resolution
+    noise: float = Field(default=0.02, ge=0, le=0.2)  # largest standard deviation of grey noise
+    drop_parts: float = Field(default=0.5, ge=0, le=1)  # share of keyword captions that lose some keywords
+
+
+class ClipTraining(Config):
+    """How a CLIP is trained. Rates are per step; `batch` is shared among the sets by `shares`."""
+
+    batch: int = Field(default=384, ge=2)
+    shares: tuple[float, ...] = ()  # of the batch, one number per --shards; equal where empty
+    steps: int = Field(default=4000, ge=1)  # the length of the cosine; --max-minutes may end a run before it
+    learning_rate: float = Field(default=1e-3, gt=0)
+    warmup: int = Field(default=200, ge=0)
+    weight_decay: float = Field(default=0.2, ge=0)
+    beta2: float = Field(default=0.98, gt=0, lt=1)
+    clip_norm: float = Field(default=1.0, gt=0)
+    swap_weight: float = Field(default=0.5, ge=0)  # of the loss that tells a caption from its swap
+    anchor_weight: float = Field(default=0.3, ge=0)  # of the sigmoid loss that puts the boundary at 0.28
+    centre_weight: float = Field(default=1.0, ge=0)  # of the mean cosine of unrelated pairs, squared
+    max_scale: float = Field(default=30.0, gt=1)  # cap of the logit scale: it fixes what a cosine means
+    ema: float = Field(default=0.998, ge=0, lt=1)
+    evaluate_every: int = Field(default=250, ge=1)
+    augmentation: Augmentation = Augmentation()
+
+
+class ClipConfig(Config):
+    """A small JSON file: open_clip's `model_cfg` and `preprocess_cfg` as they are, and how to train."""
+
+    model_cfg: dict[str, Any]
+    preprocess_cfg: dict[str, Any]
+    training: ClipTraining = ClipTraining()
+
+
+def read_clip_config(path: Path) -> ClipConfig:
+    """Read a CLIP's JSON config; one that is missing, damaged or has unknown keys is a `HeadraceError`."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise HeadraceError(f"there is no config {path}", hint="check --config", code=MISSING) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise HeadraceError(f"{path} is not valid JSON: {error}", hint="correct that line") from None
+    return parse_config(ClipConfig, values, str(path))

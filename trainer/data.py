@@ -1,0 +1,174 @@
+"""Packed sets as arrays and pictures: what lies where, in which order, and decoding it.
+
+A packed set is indexed once from its Parquet files; pictures are then read by offset and length. The order is a pure
+function of (seed, epoch), so a position is two numbers and resume is exact. This module knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.base import MISSING, REFUSED, HeadraceError, read_json
+from pipeline.shards import FORMAT_VERSION, read_parquet, shard_files
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from pipeline.clip import Preprocess
+
+KEEP_DECODED = 4 << 30  # bytes of small pictures held in memory; a larger set is decoded as it is read
+
+
+@dataclass(frozen=True)
+class PackedSet:
+    """One split of a packed set, row by row: shard number, place in the tar, caption, swapped captions."""
+
+    tars: tuple[Path, ...]
+    shard: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+    captions: tuple[str, ...]
+    swaps: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def read(self, row: int) -> bytes:
+        """The bytes of one picture; a tar that is missing or cut short is a `HeadraceError`."""
+        path, length = self.tars[self.shard[row]], int(self.length[row])
+        try:
+            with path.open("rb") as file:
+                data = os.pread(file.fileno(), length, int(self.offset[row]))
+        except OSError as error:
+            raise _damaged(path, (error.strerror or str(error)).lower()) from None
+        if len(data) < length:
+            raise _damaged(path, f"the picture of row {row} is cut short")
+        return data
+
+
+def open_set(folder: Path, split: str) -> PackedSet:
+    """Index `folder/split` of a packed set.
+
+    Raises:
+        HeadraceError: no packed set there, an unknown format, no such split, no row, or no row with a caption.
+    """
+    import numpy as np
+
+    if not (folder / "dataset.json").is_file():
+        hint = "give --shards the folder that `curate pack` wrote, for example data/curated"
+        raise HeadraceError(f"{folder} is no packed set: it has no dataset.json", hint=hint, code=MISSING)
+    version = read_json(folder / "dataset.json").get("format_version")
+    if version != FORMAT_VERSION:
+        hint = "pack it again with this version"
+        raise HeadraceError(f"{folder} has format {version}, not {FORMAT_VERSION}", hint=hint, code=REFUSED)
+    tables = [read_parquet(path) for path in shard_files(folder / split, "parquet")]
+    rows = sum(len(table) for table in tables)
+    if rows == 0:
+        raise HeadraceError(f"{folder} has no samples in {split}", hint="pack a set that keeps some", code=MISSING)
+    captions = tuple(text or "" for table in tables for text in table["caption"].to_pylist())
+    if not any(text.strip() for text in captions):
+        raise HeadraceError(f"no sample in {folder}/{split} has a caption", hint="pack a set with captions")
+    swaps = [
+        tuple(row or ())
+        for table in tables
+        for row in (table["swaps"].to_pylist() if "swaps" in table.column_names else [()] * len(table))
+    ]
+    return PackedSet(
+        tars=tuple(path.with_suffix(".tar") for path in shard_files(folder / split, "parquet")),
+        shard=np.repeat(np.arange(len(tables), dtype=np.int32), [len(table) for table in tables]),
+        offset=np.concatenate([table["offset"].to_numpy() for table in tables]),
+        length=np.concatenate([table["length"].to_numpy() for table in tables]),
+        captions=captions,
+        swaps=tuple(swaps),
+    )
+
+
+class Pictures:
+    """The pictures of a set at one small size, decoded once where memory allows, else when asked for."""
+
+    def __init__(self, packed: PackedSet, shape: Preprocess) -> None:
+        self._packed = packed
+        self._shape = shape
+        self._kept: torch.Tensor | None = None
+        if len(packed) * 3 * shape.height * shape.width <= KEEP_DECODED:
+            import numpy as np
+
+            self._kept = self._decode(np.arange(len(packed)))
+
+    def take(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """uint8 pictures (N, 3, height, width) of these rows."""
+        import torch
+
+        return self._decode(rows) if self._kept is None else self._kept[torch.from_numpy(rows)]
+
+    def _decode(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        import torch
+
+        out = torch.empty((len(rows), 3, self._shape.height, self._shape.width), dtype=torch.uint8)
+
+        def one(place: int) -> None:
+            out[place] = self._shape(decode(self._packed.read(int(rows[place])), self._shape))
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(one, range(len(rows)), chunksize=64):
+                pass
+        return out
+
+
+def decode(data: bytes, shape: Preprocess) -> NDArray[np.uint8]:
+    """A JPEG as RGB (H, W, 3), at no less than the size that `shape` needs (the decoder halves as it reads)."""
+    import simplejpeg
+
+    picture: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+        data, min_height=shape.height, min_width=shape.width, min_factor=1.5
+    )
+    return picture
+
+
+def epoch_order(captions: tuple[str, ...], seed: int, epoch: int) -> NDArray[np.int64]:
+    """Row numbers of one epoch: each distinct caption once, by one of its pictures drawn at random, shuffled.
+
+    So no batch holds a caption twice, which would count a right answer as wrong, and a caption that thousands of
+    pictures share weighs as one. Rows without a caption are left out. A pure function of its arguments.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng((seed, epoch))
+    shuffled = rng.permutation(len(captions))
+    first: dict[str, int] = {}
+    for row in shuffled.tolist():
+        text = captions[row].strip()
+        if text:
+            first.setdefault(text, row)
+    return np.fromiter(first.values(), dtype=np.int64, count=len(first))
+
+
+class Batches:
+    """Which rows a step takes: epochs follow one another, and each drops its last odd rows.
+
+    A set with fewer distinct captions than `size` gives all of them at every step.
+    """
+
+    def __init__(self, captions: tuple[str, ...], seed: int, size: int) -> None:
+        self._captions, self._seed = captions, seed
+        self.distinct = len({text.strip() for text in captions if text.strip()})
+        self.size = min(size, self.distinct)
+        self._epoch = -1
+        self._order = epoch_order((), seed, 0)
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """Row numbers of the batch of one step, counted from 0: a pure function of it."""
+        epoch, place = divmod(step, self.distinct // self.size)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, epoch_order(self._captions, self._seed, epoch)
+        return self._order[place * self.size : (place + 1) * self.size]
+
+
+def _damaged(path: Path, why: str) -> HeadraceError:
+    return HeadraceError(f"{path} cannot be read: {why}", hint="check it with `curate verify`", code=MISSING)

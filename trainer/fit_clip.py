@@ -1,0 +1,386 @@
+"""Trains a compact CLIP from packed sets: open_clip's architecture and loss, one plain loop, exact resume.
+
+A step is a pure function of (state, seed, step): its rows, its augmentation and its captions are drawn from that pair,
+so a run that was stopped ends as one that was not. The result is a directory that open_clip and `curate score --clip`
+load. This module knows nothing of how the sets were made.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.base import REFUSED, HeadraceError, digest, write_json
+from trainer import augment, checkpoint
+from trainer.clip_files import CONFIG, WEIGHTS, write_card, write_model
+from trainer.config import ClipConfig
+from trainer.data import Batches, PackedSet, Pictures, open_set
+from trainer.evaluate_clip import GOOD_COSINE, held_out_figures
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pipeline.clip import Clip
+
+STATE = "training/state.safetensors"
+METRICS = "training/metrics.jsonl"
+LENGTH_GROUPS = 4  # texts are computed in so many groups of like length
+ROOM = 1.125  # training pictures are kept this much larger than the input, for crops
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one call of `trainer clip` is asked for."""
+
+    shards: tuple[Path, ...]
+    out: Path
+    config: ClipConfig
+    seed: int
+    resume: bool
+    minutes: float | None  # stop after this long, with a state to resume from
+
+
+@dataclass(frozen=True)
+class Source:
+    """One packed set: its training rows, its held-out rows, and how many of the batch it fills."""
+
+    name: str
+    train: PackedSet
+    val: PackedSet
+    pictures: Pictures
+    val_pictures: Pictures
+    batches: Batches
+
+
+def fit(run: Run, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train, evaluate and write a CLIP to `run.out`; returns the last held-out figures by set.
+
+    Raises:
+        HeadraceError: sets that cannot be trained on, an `out` of another run, a state of another config.
+    """
+    import torch
+
+    _check_out(run)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clip = _build(run, device)
+    sources = open_sources(run, clip, say)
+    trainer = Trainer(run, clip, sources, device)
+    if run.resume:
+        trainer.restore()
+        say(f"resumed at step {trainer.step}")
+    log = Log(run.out, trainer.step)
+    started, figures = time.monotonic(), {}  # type: float, dict[str, Any]
+    steps, every = run.config.training.steps, run.config.training.evaluate_every
+    while trainer.step < steps:
+        began = time.monotonic()
+        numbers = trainer.train_step()
+        numbers["samples_per_s"] = round(run.config.training.batch / (time.monotonic() - began), 1)
+        spent = (time.monotonic() - started) / 60
+        last = trainer.step == steps or (run.minutes is not None and spent >= run.minutes)
+        if trainer.step % 10 == 0 or last:
+            log.write(trainer.step, numbers)
+            say(_progress(trainer.step, steps, numbers))
+        if trainer.step % every == 0 or last:
+            figures = trainer.evaluate()
+            log.write(
+                trainer.step,
+                {f"{name}/{key}": v for name, part in figures.items() for key, v in part.items()},
+            )
+            say(f"step {trainer.step} held out: {json.dumps(figures)}")
+            trainer.save(figures)
+        if last:
+            break
+    log.close()
+    return figures
+
+
+def open_sources(run: Run, clip: Clip, say: Callable[[str], None]) -> list[Source]:
+    """Open and decode every set; the batch is shared among them."""
+    settings = run.config.training
+    shares = settings.shares or (1.0,) * len(run.shards)
+    if len(shares) != len(run.shards):
+        raise HeadraceError(
+            f"the config shares the batch among {len(shares)} sets, but {len(run.shards)} are given with --shards",
+            hint="give one --shards for every number in `training.shares`",
+        )
+    sizes = [max(2, round(settings.batch * share / sum(shares))) for share in shares]
+    shape = clip.preprocess
+    roomy = replace(shape, height=math.ceil(shape.height * ROOM), width=math.ceil(shape.width * ROOM))
+    sources = []
+    for number, (folder, size) in enumerate(zip(run.shards, sizes, strict=True)):
+        train, val = open_set(folder, "train"), open_set(folder, "val")
+        batches = Batches(train.captions, run.seed * 1000 + number, size)
+        if batches.distinct < 2:
+            hint = "a CLIP learns by telling pairs apart: pack at least two pictures with different captions"
+            raise HeadraceError(f"{folder} has {batches.distinct} distinct caption to train on", hint=hint)
+        name = f"{number}-{folder.parent.name if folder.name == 'curated' else folder.name}"
+        say(f"{name}: {len(train)} pictures, {batches.distinct} distinct captions, {batches.size} of each batch")
+        sources.append(Source(name, train, val, Pictures(train, roomy), Pictures(val, shape), batches))
+    return sources
+
+
+class Trainer:
+    """The state of a run and its one step."""
+
+    def __init__(self, run: Run, clip: Clip, sources: Sequence[Source], device: torch.device) -> None:
+        import torch
+
+        self.run, self.clip, self.sources, self.device = run, clip, sources, device
+        self.settings = run.config.training
+        self.model: Any = clip.model
+        self.step = 0
+        self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
+        other = [p for p in self.model.parameters() if p.ndim < 2]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": self.settings.weight_decay},
+                {"params": other, "weight_decay": 0.0},
+            ],
+            betas=(0.9, self.settings.beta2),
+            eps=1e-6,
+            fused=True,
+        )
+
+    def train_step(self) -> dict[str, float]:
+        """One optimizer step; returns its loss figures."""
+        import numpy as np
+        import torch
+        from open_clip.loss import ClipLoss
+        from torch.nn import functional as F
+
+        generator = torch.Generator().manual_seed(self.run.seed * 1_000_003 + self.step)
+        torch.manual_seed(self.run.seed * 1_000_003 + self.step)
+        rng = np.random.default_rng((self.run.seed, 1, self.step))
+        pictures, captions, owners, swaps = self._draw(rng)
+        sizes = [source.batches.size for source in self.sources]
+        how = self.settings.augmentation
+        size = (self.clip.preprocess.height, self.clip.preprocess.width)
+        small = augment.vary_pictures(pictures, size, how, generator)
+        rate = self._rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        with torch.autocast(self.device.type, torch.bfloat16):
+            images = self.model.encode_image(self._input(small), normalize=True)
+            texts = encode_texts(self.model, self.clip.tokens([*captions, *swaps]).to(self.device))
+        images, texts = images.float(), texts.float()
+        scale = self.model.logit_scale.exp()
+        true, false = texts[: len(captions)], texts[len(captions) :]
+        contrast = ClipLoss()(images, true, scale)
+        gap = ((true[owners] - false) * images[owners]).sum(dim=1)
+        told_apart = F.softplus(-scale * gap).mean() if len(owners) else torch.zeros((), device=self.device)
+        blocks = list(zip(torch.split(images, sizes), torch.split(true, sizes), strict=True))
+        anchor = sum((threshold_loss(i, t, scale) for i, t in blocks), torch.zeros((), device=self.device))
+        centre = sum((centre_loss(i, t) for i, t in blocks), torch.zeros((), device=self.device))
+        s = self.settings
+        loss = contrast + s.swap_weight * told_apart + s.anchor_weight * anchor + s.centre_weight * centre
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        if not torch.isfinite(norm):
+            raise HeadraceError(
+                f"the gradient is not finite at step {self.step}", hint="lower `training.learning_rate`"
+            )
+        self.optimizer.step()
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, math.log(self.settings.max_scale))
+        self.step += 1
+        self._update_average()
+        numbers = {"loss": loss, "contrast": contrast, "swap": told_apart, "anchor": anchor, "centre": centre}
+        numbers |= {"scale": scale, "norm": norm}
+        return {name: round(float(value.detach()), 5) for name, value in numbers.items()} | {"rate": rate}
+
+    def _input(self, small: Tensor) -> Tensor:
+        import torch
+
+        return self.clip.normalized(small.to(self.device)).contiguous(memory_format=torch.channels_last)
+
+    def _draw(self, rng: Any) -> tuple[Tensor, list[str], list[int], list[str]]:
+        """Pictures, captions, and one wrong caption for each row (`owners`) that has any."""
+        import torch
+
+        pictures, captions, owners, swaps = [], [], [], []  # type: ignore[var-annotated]
+        for source in self.sources:
+            rows = source.batches.rows(self.step)
+            pictures.append(source.pictures.take(rows))
+            for row in rows.tolist():
+                caption = source.train.captions[row]
+                wrong = source.train.swaps[row] or augment.swapped_captions(caption)
+                if wrong:
+                    owners.append(len(captions))
+                    swaps.append(wrong[int(rng.integers(len(wrong)))])
+                captions.append(augment.vary_caption(caption, self.settings.augmentation.drop_parts, rng))
+        return torch.cat(pictures), captions, owners, swaps
+
+    def _rate(self) -> float:
+        """Linear warm-up, then half a cosine down to zero."""
+        s = self.settings
+        if self.step < s.warmup:
+            return s.learning_rate * (self.step + 1) / s.warmup
+        done = (self.step - s.warmup) / max(1, s.steps - s.warmup)
+        return s.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+    def _update_average(self) -> None:
+        import torch
+
+        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                if value.is_floating_point():
+                    self.average[name].lerp_(value, 1 - decay)
+                else:
+                    self.average[name].copy_(value)
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Held-out figures of the averaged weights, by set."""
+        raw = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average)
+        self.model.eval()
+        figures = {s.name: held_out_figures(self.clip, s.val, s.val_pictures) for s in self.sources}
+        self.model.load_state_dict(raw)
+        return {name: {key: round(value, 4) for key, value in part.items()} for name, part in figures.items()}
+
+    def save(self, figures: Mapping[str, Any]) -> None:
+        """Write the state, then the averaged weights as a directory that open_clip loads, with its card."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        tensors |= checkpoint.optimizer_tensors(self.model, self.optimizer)
+        checkpoint.save(self.run.out / STATE, tensors, {"step": self.step, "run": run_digest(self.run)})
+        write_model(self.run.out, self.run.config, self.average)
+        write_card(self.run.out, self.run.config, [s.name for s in self.sources], self.run.seed, self.step, figures)
+
+    def restore(self) -> None:
+        """Continue from the state in `run.out`; one of another config, seed or sets is refused."""
+        tensors, scalars = checkpoint.load(self.run.out / STATE)
+        if scalars["run"] != run_digest(self.run):
+            raise HeadraceError(
+                f"{self.run.out} was trained with another config, seed or sets",
+                hint="give the same --config, --seed and --shards, or another --out",
+                code=REFUSED,
+            )
+        self.model.load_state_dict(checkpoint.section(tensors, "model"))
+        saved = checkpoint.section(tensors, "average")
+        self.average = {name: checkpoint.like(value, saved[name]) for name, value in self.average.items()}
+        checkpoint.restore_optimizer(self.model, self.optimizer, tensors)
+        self.step = int(scalars["step"])
+
+
+def threshold_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """open_clip's sigmoid loss with its boundary fixed at a cosine of 0.28: right pairs above, unrelated below."""
+    from open_clip.loss import SigLipLoss
+
+    loss: Tensor = SigLipLoss()(images, texts, scale, -GOOD_COSINE * scale)
+    return loss
+
+
+def centre_loss(images: Tensor, texts: Tensor) -> Tensor:
+    """Mean square of the mean cosine of each row, and of each column, with what is unrelated to it."""
+    cosine = images @ texts.T
+    unrelated = cosine - cosine.diag().diag()
+    others = len(cosine) - 1
+    return (unrelated.sum(dim=0) / others).square().mean() + (unrelated.sum(dim=1) / others).square().mean()
+
+
+def encode_texts(model: Any, tokens: Tensor) -> Tensor:
+    """Unit vectors of token ids (N, context), as the model's own `encode_text` gives them, without most padding.
+
+    The stock tower is causal, so what follows the end mark changes nothing and need not be computed: texts of like
+    length go through it together.
+    """
+    import torch
+    from open_clip.model import CLIP
+    from torch.nn import functional as F
+
+    if not isinstance(model, CLIP) or model.text_pool_type != "argmax" or model.attn_mask is None:
+        whole: Tensor = model.encode_text(tokens, normalize=True)
+        return whole
+    end = tokens.argmax(dim=1)
+    order = end.argsort(stable=True)
+    parts = [_encode_trimmed(model, tokens[rows], end[rows]) for rows in order.chunk(LENGTH_GROUPS)]
+    return F.normalize(torch.cat(parts)[order.argsort()], dim=-1)
+
+
+def _encode_trimmed(model: Any, tokens: Tensor, end: Tensor) -> Tensor:
+    import torch
+
+    length = int(end.max()) + 1
+    x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
+    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
+    x = model.ln_final(x[torch.arange(len(tokens)), end])  # (N, width)
+    out: Tensor = x @ model.text_projection
+    return out
+
+
+class Log:
+    """Lines of `metrics.jsonl` and the same in TensorBoard; a resumed run drops what it will write again."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = out / METRICS
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and step else []
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step)
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Append one line."""
+        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+        self._file.flush()
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush both."""
+        self._file.close()
+        self._board.close()
+
+
+def run_digest(run: Run) -> str:
+    """What must be equal for a state to be continued: config, seed, and the sets by their own description."""
+    sets = [json.loads((folder / "dataset.json").read_text(encoding="utf-8")) for folder in run.shards]
+    return digest({"config": run.config.model_dump(mode="json"), "seed": run.seed, "sets": sets})
+
+
+def _check_out(run: Run) -> None:
+    there = (run.out / STATE).is_file()
+    if run.resume and not there:
+        raise HeadraceError(f"there is nothing to resume in {run.out}", hint="leave out --resume", code=REFUSED)
+    if there and not run.resume:
+        hint = "add --resume to continue it, or give another --out"
+        raise HeadraceError(f"{run.out} already holds a run", hint=hint, code=REFUSED)
+
+
+def _build(run: Run, device: torch.device) -> Clip:
+    """A fresh model of this architecture, weights drawn from the seed, behind the wrapper that will score with it."""
+    import open_clip
+    import torch
+
+    from pipeline.clip import Clip
+
+    config = {"model_cfg": run.config.model_cfg, "preprocess_cfg": run.config.preprocess_cfg}
+    write_json(run.out / CONFIG, config)
+    torch.manual_seed(run.seed)
+    try:
+        model = open_clip.create_model(f"local-dir:{run.out}", device=device, load_weights=False, pretrained_text=False)
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{run.out}")
+    except Exception as error:
+        raise HeadraceError(
+            f"open_clip cannot build the model of this config: {error}", hint="correct `model_cfg`"
+        ) from error
+    model.visual.to(memory_format=torch.channels_last)
+    return Clip(run.out.name, model, tokenizer, run.out / WEIGHTS, device)
+
+
+def _progress(step: int, steps: int, numbers: Mapping[str, float]) -> str:
+    left = (steps - step) * 1.0
+    return f"step {step}/{steps} ({left:.0f} left) " + " ".join(f"{k} {v:.4g}" for k, v in numbers.items())
