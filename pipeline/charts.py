@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.plaintext import visible
+
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
@@ -18,6 +20,7 @@ BINS = 48
 TAIL = 0.005  # of the rows at either end lie in the first and last bar
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 LABELS = 10
+LABEL = 40  # characters of one
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,10 @@ def chart(
     missing = 1 - float(weights[present].sum() / weights.sum())
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return _number_chart(name, signal, _floats(column), kept, weights, missing, limit)
-    values = [("yes" if value else "no") if isinstance(value, bool) else str(value) for value in column.to_pylist()]
+    values = [
+        ("yes" if value else "no") if isinstance(value, bool) else visible(str(value), LABEL)
+        for value in column.to_pylist()
+    ]
     return _label_chart(
         name, signal, [v for v, p in zip(values, present, strict=True) if p], kept[present], weights[present], missing
     )

@@ -8,7 +8,7 @@ p = 1 / (1 + exp(-s (cos(picture, c) - cos(picture, n)))): zero-shot classificat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +43,11 @@ class Concepts:
         """
         from pipeline.clip import load
 
-        identity, name = _scored_by(data)
-        clip = load(name)
+        identity = scored_by(data, "--block")
+        clip = load(clip_name(data, identity))
         if clip.identity != identity:
             raise HeadraceError(
-                f"the pictures were scored by CLIP {identity.get('name')}, which is not the CLIP {name} of now",
+                f"the pictures were scored by another CLIP {identity['name']} than {clip.name} is now",
                 hint="run `curate score --signals clip` again, or put the former CLIP back",
                 code=REFUSED,
             )
@@ -72,12 +72,16 @@ class Concepts:
         return out
 
 
-def _scored_by(data: DataDir) -> tuple[dict[str, Any], str]:
-    """The identity of the CLIP that scored a folder, and the name by which it can be loaded."""
-    markers = read_markers(data, "score/clip")
-    identity = next((marker.settings["identity"] for marker in markers.values()), None)
+def scored_by(data: DataDir, why: str) -> dict[str, Any]:
+    """The identity of the CLIP that scored a folder; `why` says what asks for it where there is none."""
+    identity = next((marker.settings["identity"] for marker in read_markers(data, "score/clip").values()), None)
     if identity is None:
-        message = "--block needs the signal clip, which was never scored"
+        message = f"{why} needs the signal clip, which was never scored"
         raise HeadraceError(message, hint="run `curate score --signals clip`", code=MISSING)
+    return dict(identity)
+
+
+def clip_name(data: DataDir, identity: Mapping[str, Any]) -> str:
+    """The name by which a folder's CLIP can be loaded: the recipe's, which may be a path, else that of its identity."""
     recipe = read_toml(data.recipe) if data.recipe.exists() else {}
-    return identity, str(recipe.get("score", {}).get("clip", identity["name"]))
+    return str(recipe.get("score", {}).get("clip", identity["name"]))

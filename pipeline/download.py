@@ -26,7 +26,7 @@ from pipeline.engine import Part, Shard, Summary, raw_markers, read_markers, rec
 from pipeline.fetch import FetchConfig
 from pipeline.resize import ImageConfig
 from pipeline.resize import limits as picture_limits
-from pipeline.shards import DataDir, raw_fate, read_parquet, shard_name, write_parquet
+from pipeline.shards import DataDir, raw_fate, read_parquet, rows_to_fetch, shard_name, write_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -114,13 +114,7 @@ def _shards(data: DataDir) -> list[Shard]:
     """One raw shard per shard of `urls/` and per planned retry."""
     files = sorted(read_markers(data, "list")["all"].outputs)
     retries = [path for marker in read_markers(data, "retry").values() for path in marker.outputs]
-    return [Shard(Path(path).stem, _count_rows(data.root / path), (path,)) for path in [*files, *retries]]
-
-
-def _count_rows(path: Path) -> int:
-    import pyarrow.parquet as pq
-
-    return int(pq.read_metadata(path).num_rows)
+    return [Shard(Path(p).stem, len(rows_to_fetch(data.root / p, ["uid"])), (p,)) for p in [*files, *retries]]
 
 
 def _plan_retry(config: DownloadConfig, data: DataDir) -> None:
@@ -137,7 +131,7 @@ def _plan_retry(config: DownloadConfig, data: DataDir) -> None:
     rows = [row for row in latest.values() if row["status"] != "success" and retryable(row["error_message"] or "")]
     first = int(markers[-1].shard) + 1
     chunks = [rows[i : i + config.shard_size] for i in range(0, len(rows), config.shard_size)]
-    schema = pa.schema([(name, pa.string()) for name in ("uid", "url", "caption")])
+    schema = pa.schema([(name, pa.string()) for name in ("uid", "url", "caption", "fate")])
 
     def write(shard: Shard) -> dict[str, Part]:
         path = f".retry/{shard.name}.parquet"
@@ -160,14 +154,12 @@ class _DownloadShard:
     config: DownloadConfig
 
     def __call__(self, shard: Shard) -> dict[str, Part]:
-        table = read_parquet(self.data.root / shard.inputs[0])
-        early = table["fate"].to_pylist() if "fate" in table.column_names else [None] * len(table)
-        rows = table.select(["uid", "url", "caption"]).filter([fate is None for fate in early])
+        rows = rows_to_fetch(self.data.root / shard.inputs[0], ["uid", "url", "caption"])
         folder = self.data.raw / f".{shard.name}.tmp"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self._download(int(shard.name), rows, folder)
-        fates = Counter(fate for fate in early if fate is not None) + _fates(folder / f"{shard.name}.parquet")
+        fates = _fates(folder / f"{shard.name}.parquet")
         outputs = _publish(folder, self.data.raw, shard.name)
         return {"download": Part(fates, outputs)}
 

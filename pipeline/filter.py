@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.verdicts import Verdicts
 
 BATCH_ROWS = 200_000
+PLACE = "__place"
 SIGNAL_COLUMNS = {
     "caption": ("words", "chars", "lang", "p_en", "filename_like", "spam_like"),
     "clip": ("clip_sim", "image_emb", "text_emb"),
@@ -191,15 +192,22 @@ class _Decide:
         return Verdicts(words, base, bits)
 
     def _ask(self, sql: str, columns: dict[str, Column]) -> Iterator[tuple[pa.Table, pa.Table]]:
-        """Some columns of the raw rows, batch by batch, each with what `sql` makes of it as the table `rows`."""
+        """Some columns of the raw rows, batch by batch, each with what `sql` makes of it as the table `rows`.
+
+        DuckDB's threads return rows in any order, so each row carries its place and the answer is put in order by it.
+        """
+        import pyarrow as pa
+
         from pipeline.tables import connect, sql_errors, widened
 
         connection = connect()
         for table in self.aligned.batches(columns, BATCH_ROWS):
+            placed = widened(table).append_column(PLACE, pa.array(range(table.num_rows), pa.int64()))
             with sql_errors("--where"):
-                connection.register("rows", widened(table))
-                yield table, connection.sql(sql).to_arrow_table()
+                connection.register("rows", placed)
+                answer = connection.sql(sql.replace("SELECT ", f"SELECT {PLACE}, ", 1)).to_arrow_table()
                 connection.unregister("rows")
+            yield table, answer.sort_by(PLACE)
 
     def _tables(self, verdicts: Verdicts) -> Iterator[pa.Table]:
         import pyarrow as pa

@@ -236,7 +236,7 @@ class Chooser:
 def _likeness(row: Row) -> str:
     if row["reason"] == EXACT:
         return "the same file"
-    parts = [] if row["cosine"] is None else [f"cosine {row['cosine']:.3f}"]
+    parts = [] if row["cosine"] is None else [f"{row['cosine']:.3f}"]
     return " · ".join(parts + ([] if row["hamming"] is None else [f"{row['hamming']} bits"]))
 
 

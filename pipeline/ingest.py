@@ -20,7 +20,7 @@ from pydantic import Field
 from pipeline.base import MISSING, Config, HeadraceError, atomic_path, write_json
 from pipeline.engine import Part, Shard, Summary, read_markers, run_stage
 from pipeline.resize import ImageConfig
-from pipeline.shards import DataDir, TarWriter, canonical_json, read_parquet, source_name, write_parquet
+from pipeline.shards import DataDir, TarWriter, canonical_json, read_parquet, rows_to_fetch, source_name, write_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,10 +85,8 @@ def _write_list(source: Source, shard_size: int, data: DataDir) -> None:
 
 
 def _shards(data: DataDir) -> list[Shard]:
-    import pyarrow.parquet as pq
-
     files = sorted(read_markers(data, "list")["all"].outputs)
-    return [Shard(Path(name).stem, pq.read_metadata(data.root / name).num_rows, (name,)) for name in files]
+    return [Shard(Path(name).stem, len(rows_to_fetch(data.root / name, ["uid"])), (name,)) for name in files]
 
 
 # --- pictures as rows of the list --------------------------------------------------------------------
@@ -184,13 +182,12 @@ class _IngestShard:
     def __call__(self, shard: Shard) -> dict[str, Part]:
         started = time.time()
         table = read_parquet(self.data.root / shard.inputs[0])
-        early = Counter(fate for fate in table["fate"].to_pylist() if fate is not None)
         rows = table.filter(table["fate"].is_null())
         records = self._write_tar(shard.name, rows)
         write_parquet(_raw_table(records), self.data.raw / f"{shard.name}.parquet")
         write_json(self.data.raw / f"{shard.name}_stats.json", _stats(records, started))
         outputs = (f"raw/{shard.name}.tar", f"raw/{shard.name}.parquet")
-        return {"ingest": Part(early + Counter(map(_fate, records)), outputs)}
+        return {"ingest": Part(Counter(map(_fate, records)), outputs)}
 
     def _write_tar(self, name: str, rows: pa.Table) -> list[dict[str, Any]]:
         records = []

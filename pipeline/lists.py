@@ -71,7 +71,7 @@ def find_files(pattern: str | Path) -> list[Path]:
     elif path.exists() or not glob.has_magic(str(pattern)):
         found, why = [path] if path.exists() else [], f"there is no file {path}"
     else:
-        names = glob.glob(str(pattern), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        names = glob.glob(str(pattern), recursive=True)  # Path.glob takes no absolute pattern
         found = sorted(path for path in map(Path, names) if path.is_file())
         why = f"no file matches {pattern}"
     if not found:

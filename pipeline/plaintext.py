@@ -14,8 +14,13 @@ _JOINERS = "\u200c\u200d"  # harmless, and part of emoji and of some scripts
 
 def visible(text: str, limit: int) -> str:
     """Text on one line, at most `limit` characters, with control and direction characters spelled out."""
-    shown = "".join(map(_spelled, text[: limit + 1]))
+    shown = spelled_out(text[: limit + 1])
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def spelled_out(text: str) -> str:
+    """Text with every control and direction character, line ends too, written as its escape."""
+    return "".join(map(_spelled, text))
 
 
 def _spelled(character: str) -> str:

@@ -55,27 +55,26 @@ def run(config: ReportConfig, data: DataDir) -> Summary:
     aligned = Aligned(data)
     columns = [column for column in aligned.columns.values() if column.table != "urls"]
     tars = [f"raw/{shard.shard}.tar" for shard in aligned.shards]
-    urls = [path for marker in _all_markers(data, ("list", "ingest")) for path in marker if path.startswith("urls/")]
-    inputs = (*aligned.inputs(columns), *tars, *urls, chosen.relative_to(data.root).as_posix())
+    inputs = (*aligned.inputs(columns), *tars, *_listed(data), chosen.relative_to(data.root).as_posix())
     settings = config.model_dump() | {"context": digest(_context(data)), "template": _template_digest()}
     shard = Shard("all", None, tuple(dict.fromkeys(inputs)))
     return run_stage(data, {"report": settings}, _Write(config, aligned, chosen), [shard], hash_inputs=False)
 
 
-def _all_markers(data: DataDir, stages: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    """The outputs of every marker of these stages."""
-    for stage in stages:
-        yield from (marker.outputs for marker in read_markers(data, stage).values())
+def _listed(data: DataDir) -> list[str]:
+    """The files of `urls/`, whichever stage wrote them."""
+    markers = [*read_markers(data, "list").values(), *read_markers(data, "ingest").values()]
+    return [path for marker in markers for path in marker.outputs if path.startswith("urls/")]
 
 
 def _context(data: DataDir) -> dict[str, Any]:
     """What the page tells besides tables and pictures: the settings behind them, versions, the packed set."""
     from importlib.metadata import version
 
-    stages = sorted(
-        {str(path.parent.relative_to(data.markers)) for path in data.markers.glob("**/*.json")} - {"report"}
-    )
-    settings = {stage: next(iter(read_markers(data, stage).values())).settings for stage in stages}
+    from pipeline.status import place
+
+    found = {str(path.parent.relative_to(data.markers)) for path in data.markers.glob("**/*.json")} - {"report"}
+    settings = {stage: next(iter(read_markers(data, stage).values())).settings for stage in sorted(found, key=place)}
     planted = data.root / PLANTED
     return {
         "settings": settings,
@@ -151,7 +150,12 @@ def render(page: Mapping[str, Any]) -> str:
 
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=loader,
+        autoescape=True,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"rows": "{:,.0f}".format, "share": share, "pct": lambda part: f"{100 * part:.2f}"}
     environment.filters |= {
@@ -160,6 +164,13 @@ def render(page: Mapping[str, Any]) -> str:
         "pretty": lambda v: json.dumps(v, indent=1, ensure_ascii=False),
     }
     return environment.get_template("report.html").render(page)
+
+
+def _printable(value: Any) -> Any:
+    """Every text that goes into the page, with its control and direction characters spelled out."""
+    from pipeline.plaintext import spelled_out
+
+    return "\n".join(map(spelled_out, value.split("\n"))) if type(value) is str else value
 
 
 def share(part: float) -> str:
@@ -352,25 +363,21 @@ def _failures(seen: Examined) -> list[dict[str, Any]]:
 
 
 def _planted(path: Path) -> dict[str, Any] | None:
-    """The planted faults: how many URLs each has and how many met the fate expected; None where nothing was planted."""
+    """The planted faults: rows of each and those with the right fate, the wrong ones first; None where none are."""
     from pipeline.shards import read_parquet
 
     if not path.exists():
         return None
+    table = read_parquet(path, ["fault", "expected", "got", "right"])
     planted, caught, missed = Counter[str](), Counter[str](), dict[str, Counter[tuple[str, str]]]()
-    columns = read_parquet(path, ["fault", "expected", "got"]).columns
-    for fault, expected, got in zip(*(column.to_pylist() for column in columns), strict=True):
+    for fault, expected, got, right in zip(*(column.to_pylist() for column in table.columns), strict=True):
         planted[fault] += 1
-        caught[fault] += expected == got
-        if expected != got:
-            missed.setdefault(fault, Counter())[str(expected), str(got)] += 1
+        caught[fault] += right
+        if not right:
+            missed.setdefault(fault, Counter())[expected, got] += 1
     rows = [
-        {
-            "fault": fault,
-            "planted": count,
-            "caught": caught[fault],
-            "missed": missed.get(fault, Counter()).most_common(2),
-        }
-        for fault, count in sorted(planted.items())
+        {"fault": name, "planted": count, "caught": caught[name], "missed": missed.get(name, Counter()).most_common(2)}
+        for name, count in planted.items()
     ]
+    rows.sort(key=lambda row: (row["caught"] == row["planted"], row["fault"]))
     return {"rows": rows, "planted": planted.total(), "caught": caught.total()}

@@ -50,7 +50,7 @@ def _source(recipe: Recipe, data: DataDir) -> Iterator[Recipe]:
         yield ready
         return
     with web.serve(recipe.miniweb) as server:
-        yield ready.override("download", {"fetch.connect": {"*.miniweb.test": f"127.0.0.1:{server.port}"}})
+        yield ready.override("download", {"fetch.connect": server.connect})
 
 
 def _judge_miniweb(recipe: Recipe, data: DataDir) -> None:
@@ -58,4 +58,4 @@ def _judge_miniweb(recipe: Recipe, data: DataDir) -> None:
     if recipe.miniweb is not None:
         from pipeline.miniweb import web
 
-        web.write_fates(recipe.miniweb, data)
+        web.write_fates(data)

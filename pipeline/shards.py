@@ -72,6 +72,12 @@ def shard_files(folder: Path, extension: str) -> list[Path]:
     return sorted(path for path in folder.glob(f"*.{extension}") if path.stem.isdigit())
 
 
+def rows_to_fetch(path: Path, columns: list[str]) -> pa.Table:
+    """The rows of a shard of `urls/` that have no fate yet, those columns of them: the rows of the raw shard."""
+    table = read_parquet(path, [*columns, "fate"])
+    return table.filter(table["fate"].is_null()).select(columns)
+
+
 def raw_fate(status: str, error: str | None) -> str | None:
     """Why a raw row has no picture, `fetch:code` or `image:code`; None where it has one."""
     if status == "success":
@@ -143,10 +149,14 @@ def _parse_header(header: bytes, offset: int, path: Path) -> tuple[str, int, byt
         if len(header) < BLOCK or checksum != sum(header) - sum(header[148:156]) + 8 * 32:
             raise ValueError
         length = _number(header[124:136])
-        name, prefix = (header[a:b].split(b"\0", 1)[0].decode("utf-8") for a, b in ((0, 100), (345, 500)))
+        name, prefix = _text(header[:100]), _text(header[345:500])
     except (ValueError, IndexError):
         raise _damaged(path, f"no tar header at byte {offset}") from None
     return (f"{prefix}/{name}" if prefix and header[257:263] == b"ustar\0" else name), length, header[156:157]
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
 
 
 def _number(field: bytes) -> int:

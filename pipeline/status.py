@@ -50,7 +50,7 @@ def status(data: DataDir) -> list[StageStatus]:
         hint = "run `curate download URLS` or `curate ingest SOURCE` first, or name the right --data"
         raise HeadraceError(f"{data.root} holds no run", hint=hint, code=MISSING)
     recorded = recorded_outputs(data)
-    markers = {name: read_markers(data, name) for name in sorted(names, key=_place)}
+    markers = {name: read_markers(data, name) for name in sorted(names, key=place)}
     return [_stage(data, name, found, _expected(name, markers), recorded) for name, found in markers.items()]
 
 
@@ -72,7 +72,8 @@ def text(stages: Sequence[StageStatus]) -> str:
     return "\n".join(shown)
 
 
-def _place(stage: str) -> tuple[int, str]:
+def place(stage: str) -> tuple[int, str]:
+    """Sorts the names of stages in the order of the way through; unknown ones come last."""
     first = stage.partition("/")[0]
     return (ORDER.index(first) if first in ORDER else len(ORDER)), stage
 

@@ -50,8 +50,10 @@ def vary_pictures(
     out = F.grid_sample(pictures.float(), grid, padding_mode="border", align_corners=False)
     groups = [_coarsened(group, how.coarse, uniform(2)) for group in out.chunk(COARSE_GROUPS)]
     out = torch.cat(groups)
+    grey = out.mean(dim=1, keepdim=True)
+    out = grey + (out - grey) * (1 + how.saturation * (2 * uniform(count, 1, 1, 1) - 1))
     gain = 1 + how.brightness * (2 * uniform(count, 1, 1, 1) - 1)
-    shift = 255 * how.brightness * (uniform(count, 3, 1, 1) - 0.5)
+    shift = 255 * how.tint * (2 * uniform(count, 3, 1, 1) - 1)
     sigma = 255 * how.noise * uniform(count, 1, 1, 1)
     noise = torch.randn(out.shape, generator=generator)
     return (out * gain + shift + sigma * noise).round().clamp(0, 255).to(torch.uint8)

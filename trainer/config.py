@@ -18,7 +18,9 @@ class Augmentation(Config):
 
     crop: float = Field(default=0.8, gt=0.3, le=1.0)  # smallest share of a side that a crop keeps
     stretch: float = Field(default=0.1, ge=0, le=0.5)  # largest relative change of the aspect ratio
-    brightness: float = Field(default=0.06, ge=0, le=0.5)  # largest shift and gain, as a share of the range
+    brightness: float = Field(default=0.12, ge=0, le=0.5)  # largest relative change
+    saturation: float = Field(default=0.25, ge=0, le=1)  # largest relative change
+    tint: float = Field(default=0.03, ge=0, le=0.5)  # largest shift of a colour channel, as a share of the range
     coarse: float = Field(default=0.3, ge=0, le=1)  # share of pictures shown at a lower resolution
     noise: float = Field(default=0.02, ge=0, le=0.2)  # largest standard deviation of grey noise
     drop_parts: float = Field(default=0.5, ge=0, le=1)  # share of keyword captions that lose some keywords
@@ -33,6 +35,7 @@ class ClipTraining(Config):
     learning_rate: float = Field(default=1e-3, gt=0)
     warmup: int = Field(default=200, ge=0)
     weight_decay: float = Field(default=0.2, ge=0)
+    beta1: float = Field(default=0.95, ge=0, lt=1)
     beta2: float = Field(default=0.98, gt=0, lt=1)
     clip_norm: float = Field(default=1.0, gt=0)
     swap_weight: float = Field(default=0.5, ge=0)  # of the loss that tells a caption from its swap

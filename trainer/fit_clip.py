@@ -21,6 +21,7 @@ from trainer.clip_files import CONFIG, WEIGHTS, write_card, write_model
 from trainer.config import ClipConfig
 from trainer.data import Batches, PackedSet, Pictures, open_set
 from trainer.evaluate_clip import GOOD_COSINE, held_out_figures
+from trainer.optim import MuonAdamW, split_parameters
 
 if TYPE_CHECKING:
     import torch
@@ -129,24 +130,14 @@ class Trainer:
     """The state of a run and its one step."""
 
     def __init__(self, run: Run, clip: Clip, sources: Sequence[Source], device: torch.device) -> None:
-        import torch
 
         self.run, self.clip, self.sources, self.device = run, clip, sources, device
         self.settings = run.config.training
         self.model: Any = clip.model
         self.step = 0
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
-        other = [p for p in self.model.parameters() if p.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": self.settings.weight_decay},
-                {"params": other, "weight_decay": 0.0},
-            ],
-            betas=(0.9, self.settings.beta2),
-            eps=1e-6,
-            fused=True,
-        )
+        groups = split_parameters(self.model, self.settings.weight_decay)
+        self.optimizer = MuonAdamW(groups, self.settings.beta1, self.settings.beta2)
 
     def train_step(self) -> dict[str, float]:
         """One optimizer step; returns its loss figures."""
@@ -203,7 +194,7 @@ class Trainer:
         return self.clip.normalized(small.to(self.device)).contiguous(memory_format=torch.channels_last)
 
     def _draw(self, rng: Any) -> tuple[Tensor, list[str], list[int], list[str]]:
-        """Pictures, captions, and one wrong caption for each row (`owners`) that has any."""
+        """Pictures, captions, and wrong captions with the row (`owners`) that each belongs to."""
         import torch
 
         pictures, captions, owners, swaps = [], [], [], []  # type: ignore[var-annotated]
@@ -213,9 +204,8 @@ class Trainer:
             for row in rows.tolist():
                 caption = source.train.captions[row]
                 wrong = source.train.swaps[row] or augment.swapped_captions(caption)
-                if wrong:
-                    owners.append(len(captions))
-                    swaps.append(wrong[int(rng.integers(len(wrong)))])
+                owners += [len(captions)] * len(wrong)
+                swaps += wrong
                 captions.append(augment.vary_caption(caption, self.settings.augmentation.drop_parts, rng))
         return torch.cat(pictures), captions, owners, swaps
 
@@ -303,17 +293,19 @@ def encode_texts(model: Any, tokens: Tensor) -> Tensor:
         return whole
     end = tokens.argmax(dim=1)
     order = end.argsort(stable=True)
-    parts = [_encode_trimmed(model, tokens[rows], end[rows]) for rows in order.chunk(LENGTH_GROUPS)]
+    embedded = model.token_embedding(tokens[:, : int(end.max()) + 1])
+    parts = [_encode_trimmed(model, embedded[rows], end[rows]) for rows in order.chunk(LENGTH_GROUPS)]
     return F.normalize(torch.cat(parts)[order.argsort()], dim=-1)
 
 
-def _encode_trimmed(model: Any, tokens: Tensor, end: Tensor) -> Tensor:
+def _encode_trimmed(model: Any, embedded: Tensor, end: Tensor) -> Tensor:
+    """Vectors (N, dimension), not normalized, of embedded tokens (N, L, width) whose end marks are at `end`."""
     import torch
 
     length = int(end.max()) + 1
-    x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
+    x = embedded[:, :length] + model.positional_embedding[:length]
     x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
-    x = model.ln_final(x[torch.arange(len(tokens)), end])  # (N, width)
+    x = model.ln_final(x[torch.arange(len(x)), end])
     out: Tensor = x @ model.text_projection
     return out
 

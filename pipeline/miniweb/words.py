@@ -98,8 +98,8 @@ FILENAMES = (
 )
 
 TEMPLATES = (
-    "Product photo, click on the picture to see it in full size",
-    "A picture from our gallery of the nicest things of this year",
+    "One of the many things that we have seen on that day",
+    "The view which everybody liked best of all",
 )
 
 WORDS = (

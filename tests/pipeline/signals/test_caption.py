@@ -76,12 +76,13 @@ def test_foreign_sentences_fail_and_are_named(signal: CaptionFigures, language: 
     assert labels.count(language) >= 3
 
 
-def test_case_and_space_and_width_change_nothing(signal: CaptionFigures) -> None:
+def test_case_space_width_and_stops_change_nothing(signal: CaptionFigures) -> None:
     plain = figures(signal, "a red circle above a blue star")
     for same in (
         "A Red Circle Above A Blue Star",
         "a red\tcircle\n above a  blue star ",
         "ａ red circle above a blue star",
+        "“A red circle” (above a blue star).",
     ):
         assert figures(signal, same)["p_en"] == plain["p_en"]
 
@@ -128,12 +129,15 @@ Call +1 555 010 999 for a great offer|photo unavailable|Please enable JavaScript
 HONEST = """a man buys apples at the market|a cat sits in a shopping cart|Sale sign in a shop window
 a $100 bill on a table
 people queue for the best pizza in town|casino at night, Las Vegas|a discount store in Tokyo|a photo of a phone
-Click beetle on a leaf|a free bird|the winner of the race|an old coupon|two and two and two are six
-penguin, tux, animal, linux|happy birthday!|poster of the film Wall Street|a woman calls her friend|Open for business
+Click beetle on a leaf|a free bird|the winner of the race|an old coupon|photo from the collection of the museum
+two and two and two are six
+penguin, tux, animal, linux|jean.victor@gmail.com, animal, bird
+happy birthday!
+poster of the film Wall Street|a woman calls her friend|Open for business
 Subscribe button icon|a red circle above a blue star and a green square above a red star"""
 
 
 def test_advertisements_and_honest_captions() -> None:
     planted = [text.format(n=n) for text in words.SPAM for n in (3, 40, 777)]
-    assert [text for text in [*captions(ADVERTS), *planted, *words.TEMPLATES] if not spam_like(normal(text))] == []
+    assert [text for text in [*captions(ADVERTS), *planted] if not spam_like(normal(text))] == []
     assert [text for text in captions(HONEST) if spam_like(normal(text))] == []
