@@ -77,7 +77,7 @@ def chart(
         return None
     missing = 1 - float(weights[present].sum() / weights.sum())
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return _number_chart(name, signal, _floats(column), kept, weights, missing, limit)
+        return _number_chart(name, signal, _floats(column), pa.types.is_integer(kind), kept, weights, missing, limit)
     values = [
         ("yes" if value else "no") if isinstance(value, bool) else visible(str(value), LABEL)
         for value in column.to_pylist()
@@ -99,6 +99,7 @@ def _number_chart(
     name: str,
     signal: str,
     values: NDArray[np.float64],
+    whole: bool,
     kept: NDArray[np.bool_],
     weights: NDArray[np.float64],
     missing: float,
@@ -110,7 +111,7 @@ def _number_chart(
     if not finite.any():
         return None
     values, kept, weights = values[finite], kept[finite], weights[finite]
-    edges, step = _edges(values, weights, limit[1] if limit else None)
+    edges, step = _edges(values, whole, weights, limit[1] if limit else None)
     place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
     sums = (np.bincount(place[part], weights[part], len(edges) - 1).astype(np.float64) for part in (kept, ~kept))
     bars = _bars(edges, step, *sums)
@@ -138,7 +139,7 @@ def _bars(edges: NDArray[np.float64], step: int, kept: NDArray[np.float64], drop
 
 
 def _edges(
-    values: NDArray[np.float64], weights: NDArray[np.float64], limit: float | None
+    values: NDArray[np.float64], whole: bool, weights: NDArray[np.float64], limit: float | None
 ) -> tuple[NDArray[np.float64], int]:
     """Bin edges over all but the tails, the threshold inside; and 1 where each whole number has a bin, else 0."""
     import numpy as np
@@ -146,7 +147,7 @@ def _edges(
     low, high = (weighted_quantile(values, weights, q) for q in (TAIL, 1 - TAIL))
     if limit is not None:
         low, high = min(low, limit), max(high, limit)
-    if high - low < BINS and bool(np.all(values == np.round(values))):
+    if whole and high - low < BINS:
         return np.arange(np.floor(low), np.ceil(high) + 2) - 0.5, 1
     if high <= low:
         low, high = low - 0.5, high + 0.5
@@ -184,6 +185,8 @@ def figure(value: Any) -> str:
         return "<0.001" if number > 0 else ">-0.001"
     if number == round(number) or abs(number) >= 1000:
         return f"{round(number):,}"
+    if abs(number) < 0.1:
+        return f"{number:.3f}".rstrip("0")
     return f"{number:.1f}" if abs(number) >= 100 else f"{number:.3g}"
 
 

@@ -15,8 +15,15 @@ import typer
 
 from pipeline import options, recipe
 from pipeline.base import FINDINGS, Config, HeadraceError
+from pipeline.dedup import DedupConfig
+from pipeline.download import DownloadConfig
 from pipeline.engine import Summary, one_run
+from pipeline.filter import FilterConfig
+from pipeline.ingest import IngestConfig
+from pipeline.pack import PackConfig
 from pipeline.recipe import Recipe
+from pipeline.report import ReportConfig
+from pipeline.score import ScoreConfig
 from pipeline.shards import DataDir
 
 INTERRUPTED = 130
@@ -135,6 +142,8 @@ def _argument(name: str, metavar: str, text: str) -> inspect.Parameter:
 
 WORKERS = _keyword("workers", Workers, CORES)
 REDO = _keyword("redo", Annotated[bool, typer.Option("--redo", help="Replace what the folder holds.")], False)
+RETRY_HELP = "Fetch again the rows that failed in a way that can still succeed."
+RETRY = _keyword("retry_failed", Annotated[bool, typer.Option("--retry-failed", help=RETRY_HELP)], False)
 COMMON = (_keyword("data", Data, HERE), _keyword("as_json", Json, False))
 
 Work = Callable[..., Summary]
@@ -168,11 +177,13 @@ def _stage(name: str, kind: type[Config], *extra: inspect.Parameter) -> Callable
 
 @_stage(
     "download",
-    recipe.DownloadConfig,
+    DownloadConfig,
     _argument("urls", "URLS", "The list: a path or glob of .parquet, .csv, .tsv, .json(l) or .txt files."),
     WORKERS,
     REDO,
-    _keyword("retry_failed", Annotated[bool, typer.Option("--retry-failed", help="Fetch again what can succeed.")], False),
+    _keyword(
+        "retry_failed", Annotated[bool, typer.Option("--retry-failed", help="Fetch again what can succeed.")], False
+    ),
 )
 def _download(chosen: Recipe, folder: DataDir, workers: int, redo: bool, retry_failed: bool) -> Summary:
     """Fetch a list of URLs into urls/ and raw/, politely, by img2dataset."""
@@ -184,7 +195,7 @@ def _download(chosen: Recipe, folder: DataDir, workers: int, redo: bool, retry_f
 
 
 @_stage(
-    "ingest", recipe.IngestConfig, _argument("source", "SOURCE", "A folder, tars, or an img2dataset output."), WORKERS, REDO
+    "ingest", IngestConfig, _argument("source", "SOURCE", "A folder, tars, or an img2dataset output."), WORKERS, REDO
 )
 def _ingest(chosen: Recipe, folder: DataDir, workers: int, redo: bool) -> Summary:
     """Take in pictures already on disk: a folder, WebDataset tars, an img2dataset output."""
@@ -195,7 +206,7 @@ def _ingest(chosen: Recipe, folder: DataDir, workers: int, redo: bool) -> Summar
     return ingest.run(chosen.ingest, folder, workers)
 
 
-@_stage("score", recipe.ScoreConfig, WORKERS)
+@_stage("score", ScoreConfig, WORKERS)
 def _score(chosen: Recipe, folder: DataDir, workers: int) -> Summary:
     """Decode every stored picture once and write its signals: clip, safety, phash, image, caption."""
     from pipeline import score
@@ -203,7 +214,7 @@ def _score(chosen: Recipe, folder: DataDir, workers: int) -> Summary:
     return score.run(chosen.score, folder, workers)
 
 
-@_stage("filter", recipe.FilterConfig)
+@_stage("filter", FilterConfig)
 def _filter(chosen: Recipe, folder: DataDir) -> Summary:
     """Decide by thresholds and rules on the signals, in seconds; the first rule that fails is the reason."""
     from pipeline import filter
@@ -211,7 +222,7 @@ def _filter(chosen: Recipe, folder: DataDir) -> Summary:
     return filter.run(chosen.filter, folder)
 
 
-@_stage("dedup", recipe.DedupConfig)
+@_stage("dedup", DedupConfig)
 def _dedup(chosen: Recipe, folder: DataDir) -> Summary:
     """Drop near-duplicates among what the filter keeps: the best of each neighbourhood stays."""
     from pipeline import dedup
@@ -219,7 +230,7 @@ def _dedup(chosen: Recipe, folder: DataDir) -> Summary:
     return dedup.run(chosen.dedup, folder)
 
 
-@_stage("pack", recipe.PackConfig, WORKERS)
+@_stage("pack", PackConfig, WORKERS)
 def _pack(chosen: Recipe, folder: DataDir, workers: int) -> Summary:
     """Write the survivors to curated/: trainer-ready shards with embeddings, checksums and a dataset card."""
     from pipeline import pack
@@ -227,7 +238,7 @@ def _pack(chosen: Recipe, folder: DataDir, workers: int) -> Summary:
     return pack.run(chosen.pack, folder, workers, chosen.published())
 
 
-@_stage("report", recipe.ReportConfig)
+@_stage("report", ReportConfig)
 def _report(chosen: Recipe, folder: DataDir) -> Summary:
     """Write report/index.html: the funnel, histograms, kept and dropped pictures by reason, duplicates."""
     from pipeline import report

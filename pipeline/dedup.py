@@ -3,8 +3,8 @@
 `decisions/pairs.parquet` holds every pair down to a floor, whatever the filter keeps. The choice among the rows that
 `filter` keeps is made from it, so that a new filter or threshold does not search again. It reads signals only.
 
-Two pictures are near when their perceptual hashes are and their vectors agree (the hash knows no colour, and simple
-pictures share one), or when their vectors are all but equal (a crop moves the hash).
+Two pictures are near when their perceptual hashes are all but equal and their vectors agree (the hash knows no colour,
+and simple pictures share one), or when their hashes are not far and their vectors all but equal (as after a crop).
 
 Memory: the vectors, twice (2 x 512 bytes a row for 256 dimensions), and some 200 bytes a row.
 """
@@ -37,17 +37,15 @@ SIDES = ("width", "height", "original_width", "original_height")
 
 
 class DedupConfig(Config):
-    """What counts as a near-duplicate, and down to where pairs are remembered."""
+    """What counts as a near-duplicate. Pairs are remembered down to the bounds given here."""
 
-    max_hamming: int = Field(8, ge=0, le=16, description="most different bits of two near pictures' hashes")
-    verify_cosine: float = Field(0.9, ge=-1, le=1, description="least cosine of pictures whose hashes are near")
-    min_cosine: float = Field(
-        0.97, ge=0, le=1, description="cosine from which on pictures are near whatever their hashes"
+    max_hamming: int = Field(4, ge=0, le=8, description="most different bits of the hashes of near pictures")
+    min_cosine: float = Field(0.92, ge=0.85, le=1, description="their least cosine")
+    crop_hamming: int = Field(
+        16, ge=0, le=20, description="a crop moves the hash: as near are pictures within these bits"
     )
-    max_hamming_alone: int = Field(4, ge=0, le=16, description="most different bits where there is no clip signal")
-    floor_hamming: int = Field(10, ge=0, le=16, description="pairs are remembered up to this many different bits")
-    floor_cosine: float = Field(0.95, ge=0, le=1, description="pairs are remembered from this cosine on")
-    floor_verify: float = Field(0.85, ge=-1, le=1, description="least cosine of remembered pairs with near hashes")
+    crop_cosine: float = Field(0.98, ge=0.96, le=1, description="if their cosine is at least this")
+    max_hamming_alone: int = Field(4, ge=0, le=8, description="most different bits where there is no clip signal")
     against: str | None = Field(None, description="drop what is near this set: pictures, a packed set or a data folder")
 
 
@@ -55,38 +53,40 @@ def run(config: DedupConfig, data: DataDir) -> Summary:
     """Bring the pairs and the choice up to date: `decisions/pairs.parquet` and `decisions/dedup.parquet`.
 
     Raises:
-        HeadraceError: `filter` has not run (code 3), no signal to compare by (3), thresholds below the floor (2), or a
-            held-out set scored by another CLIP (4).
+        HeadraceError: `filter` has not run or no signal to compare by (code 3), or a held-out set scored by another
+            CLIP (4).
     """
     from pipeline.aligned import Aligned
+    from pipeline.neighbours import FLOOR
     from pipeline.pairs import FindPairs
 
     aligned = Aligned(data)
     columns = _compared(aligned)
-    _check(config, aligned)
-    floor, near = _floor(config), _near(config)
+    _check_filter(aligned)
     everything = Shard("all", aligned.rows, aligned.inputs(columns.values()))
-    find = FindPairs(aligned, columns, floor)
-    run_stage(data, {"pairs": {"floor": floor._asdict()}}, find, [everything], hash_inputs=False)
-    held = _run_against(config, aligned, columns, floor)
+    find = FindPairs(aligned, columns)
+    run_stage(data, {"pairs": {"floor": FLOOR._asdict()}}, find, [everything], hash_inputs=False)
+    held = _run_against(config, aligned, columns)
+    near = _near(config)
     choice = _Choose(aligned, near, bool(held))
     used = {*aligned.inputs(choice.columns().values()), FILTER, PAIRS, *held}
     shard = Shard("all", aligned.rows, tuple(sorted(used)))
     return run_stage(data, {"dedup": {"near": near._asdict()}}, choice, [shard], hash_inputs=False)
 
 
-def _run_against(config: DedupConfig, aligned: Aligned, columns: dict[str, Column], floor: Near) -> tuple[str, ...]:
+def _run_against(config: DedupConfig, aligned: Aligned, columns: dict[str, Column]) -> tuple[str, ...]:
     """Find what is near the held-out set; without one, remove what an earlier run found. Returns the file, if any."""
     from pipeline.heldout import fingerprint
+    from pipeline.neighbours import FLOOR
     from pipeline.pairs import AGAINST, FindAgainst
 
     if config.against is None:
         run_stage(aligned.data, {"against": {}}, _no_work, [])
         return ()
     place = Path(config.against)
-    settings = {"floor": floor._asdict(), "held_out": fingerprint(place)}
+    settings = {"floor": FLOOR._asdict(), "held_out": fingerprint(place)}
     shard = Shard("all", aligned.rows, aligned.inputs(columns.values()))
-    find = FindAgainst(aligned, columns, floor, place)
+    find = FindAgainst(aligned, columns, place)
     run_stage(aligned.data, {"against": settings}, find, [shard], hash_inputs=False)
     return (AGAINST,)
 
@@ -106,35 +106,22 @@ def _compared(aligned: Aligned) -> dict[str, Column]:
     return found
 
 
-def _check(config: DedupConfig, aligned: Aligned) -> None:
-    """Refuse thresholds that the remembered pairs do not reach, and a filter that is not of these rows."""
+def _check_filter(aligned: Aligned) -> None:
+    """Refuse verdicts of `filter` that are missing or not of these rows."""
     import pyarrow.parquet as pq
 
-    for name, sign in (("hamming", 1), ("cosine", -1)):
-        limit = {"hamming": "max_hamming", "cosine": "min_cosine"}[name]
-        if sign * getattr(config, limit) > sign * getattr(config, f"floor_{name}"):
-            message = f"{limit} {getattr(config, limit)} is beyond floor_{name} {getattr(config, f'floor_{name}')}"
-            raise HeadraceError(message, hint=f"move --floor-{name} as well: pairs beyond it are not remembered")
-    if config.verify_cosine < config.floor_verify:
-        message = f"verify_cosine {config.verify_cosine} is below floor_verify {config.floor_verify}"
-        raise HeadraceError(message, hint="move --floor-verify as well: pairs below it are not remembered")
     path = aligned.data.root / FILTER
     if not path.exists() or pq.read_metadata(path).num_rows != aligned.rows:
         state = "is not of the raw rows as they are now" if path.exists() else "is missing"
         raise HeadraceError(f"{path} {state}", hint="run `curate filter` first", code=MISSING)
 
 
-def _floor(config: DedupConfig) -> Near:
-    from pipeline.neighbours import Near
-
-    alone = max(config.max_hamming_alone, min(config.floor_hamming, config.max_hamming_alone + 2))
-    return Near(config.floor_hamming, config.floor_verify, config.floor_cosine, alone)
-
-
 def _near(config: DedupConfig) -> Near:
     from pipeline.neighbours import Near
 
-    return Near(config.max_hamming, config.verify_cosine, config.min_cosine, config.max_hamming_alone)
+    return Near(
+        config.max_hamming, config.min_cosine, config.crop_hamming, config.crop_cosine, config.max_hamming_alone
+    )
 
 
 # --- the choice -----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ FLAT_VECTORS = 50_000
 FLAT_HASHES = 300_000
 VECTOR_PROBES = 16  # lists looked at, of 4 √N; benchmarks/dedup.py measures the recall
 HASH_PROBES = 64
+HASH_RADIUS = 16  # beyond it, pictures that have nothing in common are too many; the vectors propose those
 TRAINING = 64  # training points per list
 QUERIES = 8_192
 FIRST_NEIGHBOURS, MOST_NEIGHBOURS = 32, 512
@@ -30,23 +31,31 @@ PLAIN_BITS = 20  # a hash with fewer bits set (or fewer clear) is of a picture w
 
 
 class Near(NamedTuple):
-    """When two pictures are near: `hamming` bits apart at most and at least `verify` cosine, or at least `cosine`.
+    """When two pictures are near: at most `hamming` bits apart and at least `cosine`, or `far_hamming`, `far_cosine`.
 
-    Without vectors the hash decides alone, within `hamming_alone`; without hashes the vectors, from `cosine` on.
+    Neither measure decides where both are known: a hash knows no colour, and a CLIP may know next to nothing about a
+    kind of picture. Where there are no vectors the hash decides, within `alone`; without hashes `far_cosine` does.
     """
 
     hamming: int
-    verify: float
     cosine: float
-    hamming_alone: int
+    far_hamming: int
+    far_cosine: float
+    alone: int
 
     def holds(self, cosine: NDArray[np.float32] | None, hamming: NDArray[np.int32] | None) -> NDArray[np.bool_]:
         """For pairs measured by both, or by one of them (then the other is None)."""
         if cosine is None:
             assert hamming is not None
-            return hamming <= self.hamming_alone
-        close: NDArray[np.bool_] = cosine >= self.cosine
-        return close if hamming is None else close | ((hamming <= self.hamming) & (cosine >= self.verify))
+            return hamming <= self.alone
+        close: NDArray[np.bool_] = cosine >= self.far_cosine
+        if hamming is None:
+            return close
+        return (close & (hamming <= self.far_hamming)) | ((hamming <= self.hamming) & (cosine >= self.cosine))
+
+
+# What is remembered, whatever the thresholds in force, and what a cluster hangs together by.
+FLOOR = Near(hamming=8, cosine=0.85, far_hamming=20, far_cosine=0.96, alone=8)
 
 
 @dataclass(frozen=True)
@@ -137,7 +146,7 @@ def between(ours: Fingerprints, theirs: Fingerprints, floor: Near, within: bool)
         found, capped = _by_hash(ours, theirs, floor)
         proposed.append(found)
     if ours.vectors is not None and theirs.vectors is not None:
-        found, cut = _by_vector(ours.vectors, theirs.vectors, floor.cosine)
+        found, cut = _by_vector(ours.vectors, theirs.vectors, floor.far_cosine)
         proposed.append(found)
         capped += cut
     both = np.concatenate(proposed)
@@ -181,7 +190,7 @@ def _by_hash(ours: Fingerprints, theirs: Fingerprints, floor: Near) -> tuple[NDA
     """Pairs within the radius. Equal hashes are searched once; each row meets `MOST_NEIGHBOURS` of a hash at most."""
     assert ours.hashes is not None and theirs.hashes is not None
     alone = ours.vectors is None or theirs.vectors is None
-    radius = floor.hamming_alone if alone else floor.hamming
+    radius = floor.alone if alone else max(floor.hamming, min(floor.far_hamming, HASH_RADIUS))
     our_rows, their_rows = np.arange(len(ours)), np.arange(len(theirs))
     if alone:
         our_rows, their_rows = our_rows[~plain(ours.hashes)], their_rows[~plain(theirs.hashes)]

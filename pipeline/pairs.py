@@ -19,7 +19,7 @@ from pipeline.aligned import Aligned, Column
 from pipeline.engine import Part, Shard
 from pipeline.fates import PAIRS
 from pipeline.heldout import prints_of, read
-from pipeline.neighbours import Fingerprints, Near, Pairs, between, near_pairs
+from pipeline.neighbours import FLOOR, Fingerprints, Pairs, between, near_pairs
 from pipeline.tables import write_stream
 
 if TYPE_CHECKING:
@@ -54,12 +54,11 @@ class FindPairs:
 
     aligned: Aligned
     columns: dict[str, Column]
-    floor: Near
 
     def __call__(self, shard: Shard) -> dict[str, Part]:
         rows, prints = _pictures(self.aligned, self.columns)
         sources = _sources(rows)
-        found = near_pairs(prints, sources, self.floor)
+        found = near_pairs(prints, sources, FLOOR)
         if found.capped:
             print(f"pairs: {found.capped:,} pictures have more near neighbours than are remembered", file=sys.stderr)
         exact = (sources[found.pairs.a] == sources[found.pairs.b]) if rows.num_rows else np.zeros(0, dtype=bool)
@@ -94,13 +93,12 @@ class FindAgainst:
 
     aligned: Aligned
     columns: dict[str, Column]
-    floor: Near
     place: Path
 
     def __call__(self, shard: Shard) -> dict[str, Part]:
         rows, prints = _pictures(self.aligned, self.columns)
         held = read(self.place, self.aligned.data, self.columns)
-        found = between(prints, held.prints, self.floor, within=False)
+        found = between(prints, held.prints, FLOOR, within=False)
         table = _pair_table(rows["key"], pa.chunked_array([held.names]), found.pairs, ("key", "against_key"))
         write_stream([table], table.schema, self.aligned.data.root / AGAINST)
         near = int(pc.count_distinct(table["key"]).as_py())

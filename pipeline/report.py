@@ -161,6 +161,7 @@ def render(page: Mapping[str, Any]) -> str:
     environment.filters |= {
         "reason": reason_words,
         "figure": figure_words,
+        "fault": fault_words,
         "pretty": lambda v: json.dumps(v, indent=1, ensure_ascii=False),
     }
     return environment.get_template("report.html").render(page)
@@ -235,6 +236,11 @@ FIGURES = {
 def figure_words(name: str) -> str:
     """A signal's column in words."""
     return FIGURES.get(name) or name.replace("_", " ")
+
+
+def fault_words(fault: str) -> str:
+    """A planted fault in words."""
+    return "no fault" if fault == "none" else fault.replace("_", " ")
 
 
 def reason_words(reason: str) -> str:
@@ -363,7 +369,7 @@ def _failures(seen: Examined) -> list[dict[str, Any]]:
 
 
 def _planted(path: Path) -> dict[str, Any] | None:
-    """The planted faults: rows of each and those with the right fate, the wrong ones first; None where none are."""
+    """The planted faults: rows of each, and those with the right fate; None where none are planted."""
     from pipeline.shards import read_parquet
 
     if not path.exists():
@@ -377,7 +383,8 @@ def _planted(path: Path) -> dict[str, Any] | None:
             missed.setdefault(fault, Counter())[expected, got] += 1
     rows = [
         {"fault": name, "planted": count, "caught": caught[name], "missed": missed.get(name, Counter()).most_common(2)}
-        for name, count in planted.items()
+        for name, count in sorted(planted.items())
     ]
-    rows.sort(key=lambda row: (row["caught"] == row["planted"], row["fault"]))
-    return {"rows": rows, "planted": planted.total(), "caught": caught.total()}
+    wrong = [row for row in rows if row["missed"]]
+    right = [row for row in rows if not row["missed"]]
+    return {"wrong": wrong, "right": right, "planted": planted.total(), "caught": caught.total()}

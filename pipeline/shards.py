@@ -240,7 +240,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(path, columns=columns, partitioning=None)
+        return pq.read_table(path, columns=None if columns is None else list(columns), partitioning=None)
     except FileNotFoundError:
         raise HeadraceError(f"{path} is missing", hint="run the stage that writes it again", code=MISSING) from None
     except (pa.ArrowInvalid, OSError) as error:

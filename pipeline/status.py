@@ -119,16 +119,16 @@ def _stage(
 def _reasons(data: DataDir, marker: Marker, recorded: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Why a shard is stale: the engine's comparison and, for a stage over all shards, inputs that came after it."""
     reasons = stale_files(data, marker, recorded)
-    if marker.shard == "all" and marker.inputs:
-        kinds = {(path.parent, path.suffix) for path in map(PurePosixPath, marker.inputs)}
-        later = [
-            p
-            for p in recorded.keys() - marker.inputs.keys()
-            if (PurePosixPath(p).parent, PurePosixPath(p).suffix) in kinds
-        ]
-        own = {PurePosixPath(path).parent for path in marker.outputs}
-        reasons += [f"{path} came after it" for path in sorted(later) if PurePosixPath(path).parent not in own]
+    if marker.shard == "all":
+        kinds = {_kind(path) for path in marker.inputs} - {None}
+        reasons += [f"{path} came after it" for path in sorted(recorded.keys() - marker.inputs) if _kind(path) in kinds]
     return reasons
+
+
+def _kind(path: str) -> tuple[str, str] | None:
+    """The folder and extension that a shard's file has in common with those of other shards; None for other files."""
+    place = PurePosixPath(path)
+    return (str(place.parent), place.suffix) if place.stem.isdigit() else None
 
 
 def _cells(stage: StageStatus) -> tuple[str, ...]:

@@ -78,5 +78,17 @@ def docstring(path: Path) -> str | None:
 def test_nothing_heavy_is_imported_before_it_is_needed(command: str) -> None:
     code = f"import sys, {command}; print(sorted({{m.split('.')[0] for m in sys.modules}}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    heavy = {"torch", "faiss", "img2dataset", "open_clip", "pyarrow", "duckdb", "numpy", "PIL", "cv2", "scipy", "jinja2"}
+    heavy = {
+        "torch",
+        "faiss",
+        "img2dataset",
+        "open_clip",
+        "pyarrow",
+        "duckdb",
+        "numpy",
+        "PIL",
+        "cv2",
+        "scipy",
+        "jinja2",
+    }
     assert not heavy & set(ast.literal_eval(loaded))

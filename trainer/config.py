@@ -32,7 +32,8 @@ class ClipTraining(Config):
     batch: int = Field(default=384, ge=2)
     shares: tuple[float, ...] = ()  # of the batch, one number per --shards; equal where empty
     steps: int = Field(default=4000, ge=1)  # the length of the cosine; --max-minutes may end a run before it
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=1.5e-3, gt=0)  # of embeddings, vectors and scalars, by AdamW
+    matrix_rate: float = Field(default=5e-3, gt=0)  # of matrices and kernels, by Muon
     warmup: int = Field(default=200, ge=0)
     weight_decay: float = Field(default=0.2, ge=0)
     beta1: float = Field(default=0.95, ge=0, lt=1)

@@ -136,8 +136,9 @@ class Trainer:
         self.model: Any = clip.model
         self.step = 0
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        groups = split_parameters(self.model, self.settings.weight_decay)
-        self.optimizer = MuonAdamW(groups, self.settings.beta1, self.settings.beta2)
+        s = self.settings
+        groups = split_parameters(self.model, s.learning_rate, s.matrix_rate, s.weight_decay)
+        self.optimizer = MuonAdamW(groups, s.beta1, s.beta2)
 
     def train_step(self) -> dict[str, float]:
         """One optimizer step; returns its loss figures."""
@@ -156,7 +157,7 @@ class Trainer:
         small = augment.vary_pictures(pictures, size, how, generator)
         rate = self._rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["peak"]
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16):
             images = self.model.encode_image(self._input(small), normalize=True)
@@ -210,12 +211,12 @@ class Trainer:
         return torch.cat(pictures), captions, owners, swaps
 
     def _rate(self) -> float:
-        """Linear warm-up, then half a cosine down to zero."""
+        """Share of the peak rates: linear warm-up, then half a cosine down to zero."""
         s = self.settings
         if self.step < s.warmup:
-            return s.learning_rate * (self.step + 1) / s.warmup
+            return (self.step + 1) / s.warmup
         done = (self.step - s.warmup) / max(1, s.steps - s.warmup)
-        return s.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        return 0.5 * (1 + math.cos(math.pi * done))
 
     def _update_average(self) -> None:
         import torch

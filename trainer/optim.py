@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, from the first source
 ITERATIONS = 5
 ADAMW_NAMES = ("embedding", "attnpool")  # tables of rows, and kernels too square for their use to pay the iteration
-ADAMW_STEP = 0.2  # the usual root mean square of AdamW's step, per unit of rate
+MUON_STEP = 0.6  # root mean square of a step per unit of rate (AdamW's is about 0.2)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
@@ -30,7 +30,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
     for _ in range(ITERATIONS):
         square = x @ x.T
         x = a * x + (b * square + c * square @ square) @ x
-    return x if wide else x.T
+    factor: Tensor = x if wide else x.T
+    return factor
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -58,8 +59,9 @@ def _muon(gradient: Tensor, state: dict[str, Tensor], group: dict[str, float]) -
     momentum.lerp_(gradient, 1 - group["beta1"])
     ahead = gradient.lerp(momentum, group["beta1"])  # Nesterov's
     flat = ahead.flatten(1)
-    step = orthogonal(flat).to(gradient.dtype) * (ADAMW_STEP * max(flat.shape) ** 0.5)
-    return step.reshape(gradient.shape)
+    step = orthogonal(flat).to(gradient.dtype) * (MUON_STEP * max(flat.shape) ** 0.5)
+    update: Tensor = step.reshape(gradient.shape)
+    return update
 
 
 def _adam(gradient: Tensor, state: dict[str, Tensor], group: dict[str, float]) -> Tensor:
@@ -71,11 +73,15 @@ def _adam(gradient: Tensor, state: dict[str, Tensor], group: dict[str, float]) -
     second.mul_(group["beta2"]).addcmul_(gradient, gradient, value=1 - group["beta2"])
     done = float(count)
     scale = (second / (1 - group["beta2"] ** done)).sqrt_().add_(1e-8)
-    return first / (1 - group["beta1"] ** done) / scale
+    update: Tensor = first / (1 - group["beta1"] ** done) / scale
+    return update
 
 
-def split_parameters(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Groups for `MuonAdamW`: hidden matrices and kernels; embeddings, decayed; vectors and scalars, not decayed."""
+def split_parameters(model: nn.Module, rate: float, matrix_rate: float, weight_decay: float) -> list[dict[str, object]]:
+    """Groups for `MuonAdamW`, each with its `peak` rate.
+
+    Matrices and kernels go to Muon; embeddings and vectors to AdamW, vectors and scalars not decayed.
+    """
     hidden: list[Tensor] = []
     tables: list[Tensor] = []
     rest: list[Tensor] = []
@@ -87,7 +93,7 @@ def split_parameters(model: nn.Module, weight_decay: float) -> list[dict[str, ob
         else:
             hidden.append(parameter)
     return [
-        {"params": hidden, "weight_decay": weight_decay, "muon": True},
-        {"params": tables, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+        {"params": hidden, "peak": matrix_rate, "weight_decay": weight_decay, "muon": True},
+        {"params": tables, "peak": rate, "weight_decay": weight_decay},
+        {"params": rest, "peak": rate, "weight_decay": 0.0},
     ]

@@ -11,8 +11,11 @@ import pytest
 import typer
 
 from pipeline.cli import app
+from pipeline.download import DownloadConfig
+from pipeline.filter import FilterConfig
 from pipeline.options import given, parameters
-from pipeline.recipe import SHIPPED, DownloadConfig, FilterConfig, Recipe, ScoreConfig, load_recipe
+from pipeline.recipe import SHIPPED, Recipe, load_recipe
+from pipeline.score import ScoreConfig
 from tests.pipeline.factory import Row, make_raw, picture
 
 ROOT = Path(__file__).parents[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 from pipeline.base import HeadraceError
 from pipeline.clip import BATCH, Clip, Preprocess, load
 
-TINY = {
+TINY: dict[str, dict[str, Any]] = {
     "model_cfg": {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "head_width": 32, "patch_size": 16},
@@ -24,7 +25,7 @@ TINY = {
 }
 
 
-def write_clip(folder: Path, config: dict[str, object]) -> Path:
+def write_clip(folder: Path, config: dict[str, dict[str, Any]]) -> Path:
     import open_clip
     from safetensors.torch import save_file
 
@@ -221,7 +222,8 @@ def test_the_embedded_text_tower_is_the_transformers_class() -> None:
         bos_token_id=mini.tokenizer.sot_token_id,
         eos_token_id=mini.tokenizer.eot_token_id,
     )
-    model = CLIPTextModelWithProjection(config).eval()
+    model: Any = CLIPTextModelWithProjection(config)
+    model.eval()
     names = {
         "text_projection.weight": weights["text_projection"].T,
         "text_model.embeddings.token_embedding.weight": weights["token_embedding.weight"],
@@ -233,14 +235,18 @@ def test_the_embedded_text_tower_is_the_transformers_class() -> None:
         ours, theirs = f"transformer.resblocks.{layer}", f"text_model.encoder.layers.{layer}"
         for kind in ("weight", "bias"):
             parts = weights[f"{ours}.attn.in_proj_{kind}"].chunk(3)
-            names |= {f"{theirs}.self_attn.{p}_proj.{kind}": part for p, part in zip("qkv", parts, strict=True)}
+            names |= {
+                f"{theirs}.self_attn.{p}_proj.{kind}": part for p, part in zip("qkv", parts, strict=True)
+            }
             names[f"{theirs}.self_attn.out_proj.{kind}"] = weights[f"{ours}.attn.out_proj.{kind}"]
             names[f"{theirs}.mlp.fc1.{kind}"] = weights[f"{ours}.mlp.c_fc.{kind}"]
             names[f"{theirs}.mlp.fc2.{kind}"] = weights[f"{ours}.mlp.c_proj.{kind}"]
             names[f"{theirs}.layer_norm1.{kind}"] = weights[f"{ours}.ln_1.{kind}"]
             names[f"{theirs}.layer_norm2.{kind}"] = weights[f"{ours}.ln_2.{kind}"]
     expected_names = {name for name in model.state_dict() if not name.endswith("position_ids")}
-    renamed = {n if n in expected_names else n.removeprefix("text_model."): value for n, value in names.items()}
+    renamed = {
+        n if n in expected_names else n.removeprefix("text_model."): value for n, value in names.items()
+    }
     assert set(renamed) == expected_names
     model.load_state_dict(renamed, strict=False)
     texts = ["a red circle", "A large blue star above a small dotted heart."]

@@ -9,18 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.base import MISSING, REFUSED, HeadraceError
+from pipeline.base import MISSING, REFUSED, HeadraceError, parse_config
 from pipeline.choice import Links, choose, components, keep_order
 from pipeline.dedup import DedupConfig, run
 from pipeline.fates import DEDUP, PAIRS, funnel, verdicts
 from pipeline.filter import FilterConfig
 from pipeline.filter import run as run_filter
-from pipeline.neighbours import Fingerprints, Near, between, cosines, near_pairs, nodes
+from pipeline.neighbours import FLOOR, Fingerprints, Near, between, cosines, near_pairs, nodes
 from pipeline.shards import DataDir, read_parquet
 from tests.pipeline.factory import Row, jpeg, make_raw, picture
 from tests.pipeline.scored import add_signal
 
-NEAR = Near(hamming=8, verify=0.9, cosine=0.97, hamming_alone=4)
+NEAR = Near(hamming=4, cosine=0.9, far_hamming=16, far_cosine=0.97, alone=4)
 
 
 def unit(rng: np.random.Generator, count: int, dimension: int = 16) -> NDArray[np.float16]:
@@ -94,11 +94,11 @@ def test_the_hash_alone_knows_no_colour_so_plain_pictures_are_not_compared() -> 
 
 
 def test_near_hashes_need_vectors_that_agree() -> None:
-    cosine = np.array([0.95, 0.89, 0.98, 0.96], np.float32)
-    hamming = np.array([8, 0, 40, 9], np.int32)
-    assert NEAR.holds(cosine, hamming).tolist() == [True, False, True, False]
-    assert NEAR.holds(cosine, None).tolist() == [False, False, True, False]
-    assert NEAR.holds(None, hamming).tolist() == [False, True, False, False]
+    cosine = np.array([0.95, 0.89, 0.98, 0.96, 0.98], np.float32)
+    hamming = np.array([4, 0, 16, 5, 17], np.int32)
+    assert NEAR.holds(cosine, hamming).tolist() == [True, False, True, False, False]
+    assert NEAR.holds(cosine, None).tolist() == [False, False, True, False, True]
+    assert NEAR.holds(None, hamming).tolist() == [True, True, False, False, False]
 
 
 # --- the choice -----------------------------------------------------------------------------------
@@ -177,16 +177,16 @@ def test_components_go_by_the_least_row() -> None:
 
 
 def duplicates(root: Path, order: list[int] | None = None) -> DataDir:
-    """Ten pictures; 0 and 1 have the same bytes, 2 is a smaller copy, 3 is like 2 but not like 0, 9 has no picture."""
+    """Ten pictures; 0 and 1 have the same bytes, 2 is a near copy of 0 and 3 of 2 but not of 0, 9 has no picture."""
     rng = np.random.default_rng(1)
     vectors = unit(rng, 10, 64).astype(np.float64)
     hashes = rng.integers(0, 2**63, 10, dtype=np.uint64)
     vectors[1], hashes[1] = vectors[0], hashes[0]
     aside = vectors[4] - (vectors[4] @ vectors[0]) * vectors[0]
     aside /= np.linalg.norm(aside)
-    for row, angle in ((2, 0.2), (3, 0.4)):  # cosines 0.980 to the one before, 0.921 to the one before that
+    for row, angle in ((2, 0.18), (3, 0.36)):  # cosine 0.984 to the one before, 0.936 to the one before that
         vectors[row] = np.cos(angle) * vectors[0] + np.sin(angle) * aside
-        hashes[row] = ~hashes[0] ^ np.uint64(row - 2 and 0xFFFFFFFF)
+        hashes[row] = hashes[0] ^ np.uint64(0x3F << 6 * (row - 2))
     vectors[9] = np.nan
     shots = [picture(0), picture(0), *(picture(i, 96 - i) for i in range(2, 9)), None]
     rows = [Row(shot, f"caption '{i}'", url=f"http://h/{i}") for i, shot in enumerate(shots)]
@@ -226,7 +226,7 @@ def test_the_stage_keeps_the_best_and_says_why_the_others_went(tmp_path: Path) -
     assert verdicts(data) == data.root / DEDUP
     assert sum(count.rows for count in funnel(data)) == 10
     row = read_parquet(data.root / DEDUP).to_pylist()[2]
-    assert row["cosine"] == pytest.approx(np.cos(0.2), abs=1e-3) and row["hamming"] == 64
+    assert row["cosine"] == pytest.approx(np.cos(0.18), abs=1e-3) and row["hamming"] == 6
 
 
 def test_the_result_does_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
@@ -256,16 +256,20 @@ def test_a_new_filter_or_threshold_decides_again_without_a_new_search(tmp_path: 
     run(DedupConfig(), data)
     found = by_url(data)
     assert found["http://h/2"][:2] == (None, None) and found["http://h/3"][:2] == ("dedup:near", "http://h/2")
-    run(DedupConfig(min_cosine=0.99), data)
+    run(DedupConfig(crop_cosine=0.99), data)
     assert by_url(data)["http://h/3"][:2] == (None, None)
     assert (data.root / PAIRS).stat().st_mtime_ns == before
 
 
-def test_thresholds_beyond_the_floor_are_refused(tmp_path: Path) -> None:
-    data = duplicates(tmp_path)
-    for config in (DedupConfig(max_hamming=11), DedupConfig(min_cosine=0.5), DedupConfig(verify_cosine=0.1)):
-        with pytest.raises(HeadraceError, match="floor"):
-            run(config, data)
+def test_thresholds_are_within_what_is_remembered() -> None:
+    for name, value in (("max_hamming", 9), ("min_cosine", 0.8), ("crop_hamming", 21), ("crop_cosine", 0.95)):
+        with pytest.raises(HeadraceError, match=name):
+            parse_config(DedupConfig, {name: value}, "the recipe")
+    for name in ("hamming", "far_hamming", "cosine", "far_cosine", "alone"):
+        field = {"far_hamming": "crop_hamming", "far_cosine": "crop_cosine", "cosine": "min_cosine"}.get(name, name)
+        field = {"hamming": "max_hamming", "alone": "max_hamming_alone"}.get(field, field)
+        limits = DedupConfig.model_json_schema()["properties"][field]
+        assert getattr(FLOOR, name) == limits["maximum" if "hamming" in field else "minimum"]
 
 
 def test_without_filter_or_signals_the_missing_stage_is_named(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.base import HeadraceError
 from pipeline.engine import Part, Shard, recorded_outputs, run_stage, stale_files
-from pipeline.shards import DataDir, write_parquet
+from pipeline.shards import DataDir, read_parquet, write_parquet
 from pipeline.status import StageStatus, as_json, human_bytes, status, text
 from tests.pipeline.factory import Row, make_raw, picture
 from tests.pipeline.scored import add_signal
@@ -95,6 +95,27 @@ def test_a_later_raw_shard_makes_the_verdicts_stale(tmp_path):
         (later.root / folder / name).replace(data.root / folder / name)
     (later.markers / "ingest" / "00002.json").replace(data.markers / "ingest" / "00002.json")
     assert by_stage(data)["filter"].problems == ["shard all: raw/00002.parquet came after it"]
+
+
+def test_a_table_that_was_not_wanted_makes_nothing_stale(data):
+    """The report reads either `filter`'s verdicts or `dedup`'s; that the other exists too is no change."""
+    decide(data)
+
+    def write(shard):
+        write_parquet(read_parquet(data.decisions / "filter.parquet"), data.decisions / "dedup.parquet")
+        return {"dedup": Part({"kept": 6}, ("decisions/dedup.parquet",))}
+
+    run_stage(
+        data, {"dedup": {}}, write, [Shard("all", 6, ("raw/00000.parquet", "raw/00001.parquet", "raw/00002.parquet"))]
+    )
+
+    def page(shard):
+        (data.report / "index.html").parent.mkdir()
+        (data.report / "index.html").write_text("x")
+        return {"report": Part({"kept": 6}, ("report/index.html",))}
+
+    run_stage(data, {"report": {}}, page, [Shard("all", 6, ("decisions/dedup.parquet",))])
+    assert not any(stage.stale for stage in status(data))
 
 
 def test_says_what_the_engine_says(data):

@@ -47,7 +47,10 @@ def write_packed(
 
 
 def _write_shard(
-    stem: Path, pictures: Sequence[bytes], captions: Sequence[str | None], swaps: Sequence[Sequence[str]] | None
+    stem: Path,
+    pictures: Sequence[bytes],
+    captions: Sequence[str | None],
+    swaps: Sequence[Sequence[str]] | None,
 ) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     members = []

@@ -13,8 +13,10 @@ def test_auc_of_known_samples() -> None:
     assert auc(right, wrong) == pytest.approx(3.5 / 4)  # of four pairs three are won and one is tied
     assert auc(wrong, right) == pytest.approx(0.5 / 4)
     rng = np.random.default_rng(0)
-    shifted, plain = rng.normal(1, 1, 200_000), rng.normal(0, 1, 200_000)
-    assert auc(shifted, plain) == pytest.approx(0.7602, abs=0.003)  # the normal distribution function at 1/sqrt(2)
+    shifted, plain = (rng.normal(mean, 1, 200_000).astype(np.float32) for mean in (1, 0))
+    assert auc(shifted, plain) == pytest.approx(
+        0.7602, abs=0.003
+    )  # the normal distribution function at 1/sqrt(2)
 
 
 def test_share_within_counts_equal_captions_as_one() -> None:

@@ -18,6 +18,7 @@ from trainer import checkpoint
 from trainer.clip_files import WEIGHTS
 from trainer.config import CLIP_MINI, ClipConfig, read_clip_config
 from trainer.fit_clip import METRICS, STATE, Run, centre_loss, encode_texts, fit, threshold_loss
+from trainer.optim import MuonAdamW
 
 TINY = {
     "model_cfg": {
@@ -68,16 +69,16 @@ def test_stopping_often_ends_where_not_stopping_does(shards: Path, tmp_path: Pat
 
 def test_a_kill_between_checkpoints_changes_nothing(shards: Path, tmp_path: Path) -> None:
     fit(run(shards, tmp_path / "whole"), silent)
-    real, calls = torch.optim.AdamW.step, [0]
+    real, calls = MuonAdamW.step, [0]
 
-    def dies(self: torch.optim.AdamW, closure: None = None) -> None:
+    def dies(self: MuonAdamW, closure: None = None) -> None:
         calls[0] += 1
         if calls[0] == 5:
             raise KeyboardInterrupt
         real(self, closure)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", dies)
+        patch.setattr(MuonAdamW, "step", dies)
         with pytest.raises(KeyboardInterrupt):
             fit(run(shards, tmp_path / "killed"), silent)
     fit(run(shards, tmp_path / "killed", resume=True), silent)
@@ -116,7 +117,9 @@ def test_plain_open_clip_loads_what_is_written(shards: Path, tmp_path: Path) -> 
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")(["a red circle"])
     with torch.inference_mode():
         expected = model.eval().encode_text(tokens, normalize=True).numpy()
-    np.testing.assert_allclose(load(str(tmp_path / "out")).encode_texts(["a red circle"]), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        load(str(tmp_path / "out")).encode_texts(["a red circle"]), expected, atol=1e-6
+    )
     assert transform is not None and "trainer clip" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -125,7 +128,9 @@ def test_texts_without_padding_equal_texts_with_it(shards: Path, tmp_path: Path)
     clip = load(str(tmp_path / "out"), device="cpu")
     tokens = clip.tokens(["", "a red circle", "word " * 40, "blue", "left and right and left"])
     with torch.inference_mode():
-        torch.testing.assert_close(encode_texts(clip.model, tokens), clip.model.encode_text(tokens, normalize=True))
+        torch.testing.assert_close(
+            encode_texts(clip.model, tokens), clip.model.encode_text(tokens, normalize=True)
+        )
 
 
 def test_threshold_loss_has_its_boundary_at_the_threshold() -> None:

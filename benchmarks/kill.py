@@ -1,0 +1,214 @@
+"""Kill runs at random moments, finish them, and compare every file with those of a run that nobody disturbed.
+
+    python benchmarks/kill.py [--kills 20] [--seed 0] [--jobs 1] [--recipe benchmarks/kill.toml]
+
+Half of the moments are spread evenly over the whole run, half over its short stages at the end. Kills alternate between
+1 and 2 workers, and between the whole process group and the parent alone. A run that was not killed, with the other
+number of workers, is compared too. A folder that differs is kept and named. Exit code 1 when any file differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline import verify
+from pipeline.base import file_sha256
+
+STAGES = ("download", "score", "filter", "dedup", "pack", "report")
+SHORT = STAGES[2:]
+KEPT = ("recipe.toml", "miniweb", "urls", "raw", "signals", "decisions", "curated", "report")
+POLL = 0.005  # seconds between looks at what a run has printed
+WORKERS = 2  # of the run that all others are compared with
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: during `stage`, after this part of the time that the stage took undisturbed."""
+
+    stage: str
+    part: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one run: `during` is the stage it was killed in, None where it was left alone."""
+
+    workers: int
+    whole_group: bool = True
+    during: str | None = None
+    seconds: float = 0.0  # until the kill
+    again: float = 0.0  # the run that finished it
+    files: int = 0
+    different: tuple[str, ...] = ()
+    findings: int = 0  # of `curate verify`
+
+
+class Bench:
+    """Runs of one recipe, each in a folder of its own below `root`; one is the reference."""
+
+    def __init__(self, recipe: Path, root: Path) -> None:
+        self.recipe, self.root = recipe, root
+        self.files: dict[str, str] = {}
+        self.lasted: dict[str, float] = {}
+
+    def refer(self) -> None:
+        """Run once undisturbed: the files to compare with, and how long each stage takes."""
+        ends: dict[str, float] = {}
+        started = time.monotonic()
+        with self._start("reference", WORKERS) as process:
+            while process.poll() is None:
+                for stage in self._ended("reference") - ends.keys():
+                    ends[stage] = time.monotonic()
+                time.sleep(POLL)
+        self._check("reference", process.returncode)
+        for stage in STAGES:
+            self.lasted[stage] = ends[stage] - started
+            started = ends[stage]
+        self.files = digests(self.root / "reference")
+
+    def undisturbed(self, workers: int) -> Trial:
+        """Run once more to the end, with another number of workers."""
+        return self._finish(f"{workers}-workers", Trial(workers))
+
+    def killed(self, number: int, moment: Moment) -> Trial:
+        """Start a run, kill it at the moment, run it again until it is done."""
+        name, started = f"kill-{number:02d}", time.monotonic()
+        trial = Trial(1 + number % 2, number // 2 % 2 == 0)
+        earlier = set(STAGES[: STAGES.index(moment.stage)])
+        with self._start(name, trial.workers) as process:
+            while process.poll() is None and not earlier <= self._ended(name):
+                time.sleep(POLL)
+            time.sleep(moment.part * self.lasted[moment.stage])
+            seconds = time.monotonic() - started
+            if trial.whole_group:
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
+        if process.returncode != -signal.SIGKILL:  # it was done before its moment came
+            self._check(name, process.returncode)
+            shutil.rmtree(self.root / name)
+            return self.killed(number, replace(moment, part=moment.part / 2))
+        during = next(stage for stage in (*STAGES, "end") if stage not in self._ended(name))
+        return self._finish(name, replace(trial, during=during, seconds=seconds))
+
+    def _finish(self, name: str, trial: Trial) -> Trial:
+        """Run to the end and compare; what is equal is removed."""
+        started = time.monotonic()
+        with self._start(name, trial.workers) as process:
+            pass
+        self._check(name, process.returncode)
+        found, findings = digests(self.root / name), len(verify.run(self.root / name / "curated").findings)
+        different = tuple(path for path in sorted({*found, *self.files}) if found.get(path) != self.files.get(path))
+        if not different:
+            shutil.rmtree(self.root / name)
+        again = time.monotonic() - started
+        return replace(trial, again=again, files=len(self.files), different=different, findings=findings)
+
+    @contextmanager
+    def _start(self, name: str, workers: int) -> Iterator[subprocess.Popen[bytes]]:
+        """`curate run` in a process group of its own; its output goes to a file, which no orphan can hold open."""
+        command = [Path(sys.executable).with_name("curate"), "run", self.recipe, "--data", self.root / name]
+        with self._log(name).open("wb") as log, self._log(name).with_suffix(".err").open("ab") as errors:
+            command += ["--workers", str(workers)]
+            with subprocess.Popen(
+                [*map(str, command)], stdout=log, stderr=errors, stdin=subprocess.DEVNULL, start_new_session=True
+            ) as process:
+                yield process
+
+    def _log(self, name: str) -> Path:
+        return self.root / f"{name}.log"
+
+    def _ended(self, name: str) -> set[str]:
+        """The stages that the run has said to be done."""
+        words = {line.partition(":")[0] for line in self._log(name).read_text().split("\n")[:-1]}
+        return words & {*STAGES}
+
+    def _check(self, name: str, code: int) -> None:
+        if code:
+            sys.exit(f"{name} ended with exit code {code}:\n{self._log(name).with_suffix('.err').read_text()[-3000:]}")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 by relative path of every file that a run leaves for its user; img2dataset's statistics hold times."""
+    paths = [path for name in KEPT for path in (folder / name, *(folder / name).rglob("*")) if path.is_file()]
+    return {str(p.relative_to(folder)): file_sha256(p) for p in paths if not p.name.endswith("_stats.json")}
+
+
+def moments(lasted: Mapping[str, float], kills: int, generator: random.Random) -> list[Moment]:
+    """Every other moment somewhere in its own share of the whole run, the others in the short stages by turns."""
+    spread, found = (kills + 1) // 2, []
+    for i in range(kills):
+        if i % 2:
+            found.append(Moment(SHORT[i // 2 % len(SHORT)], generator.random()))
+        else:
+            found.append(_moment_at((i // 2 + generator.random()) / spread * sum(lasted.values()), lasted))
+    return found
+
+
+def _moment_at(seconds: float, lasted: Mapping[str, float]) -> Moment:
+    for stage in STAGES[:-1]:
+        if seconds < lasted[stage]:
+            return Moment(stage, seconds / lasted[stage])
+        seconds -= lasted[stage]
+    return Moment(STAGES[-1], seconds / lasted[STAGES[-1]])
+
+
+def line(trial: Trial) -> str:
+    """A row of the table."""
+    equal = "yes" if not trial.different else f"NO, {len(trial.different)}: {', '.join(trial.different[:4])}"
+    who = "" if trial.during is None else ("group" if trial.whole_group else "parent")
+    at = "" if trial.during is None else f"{trial.seconds:.1f} s"
+    finding = f", {trial.findings} findings of verify" if trial.findings else ""
+    return (
+        f"{at:>8}  {trial.during or 'not killed':<12}{who:<8}{trial.workers:>7}"
+        f"{trial.again:>8.1f} s{trial.files:>7}  {equal}{finding}"
+    )
+
+
+def bench(recipe: Path, root: Path, kills: int, seed: int, jobs: int) -> list[Trial]:
+    """All trials, printed as they end."""
+    runs = Bench(recipe, root)
+    runs.refer()
+    lasted = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in runs.lasted.items())
+    print(f"undisturbed: {sum(runs.lasted.values()):.1f} s ({lasted}), {len(runs.files)} files", flush=True)
+    print(f"{'killed':>8}  {'during':<12}{'who':<8}workers{'again':>10}{'files':>7}  equal", flush=True)
+    trials = [runs.undisturbed(3 - WORKERS)]
+    print(line(trials[0]), flush=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        for trial in pool.map(runs.killed, range(kills), moments(runs.lasted, kills, random.Random(seed))):
+            print(line(trial), flush=True)
+            trials.append(trial)
+    return trials
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--recipe", type=Path, default=Path(__file__).with_suffix(".toml"))
+    args = parser.parse_args()
+    root = Path(tempfile.mkdtemp(prefix="kill-"))
+    trials = bench(args.recipe, root, args.kills, args.seed, args.jobs)
+    bad = [trial for trial in trials if trial.different or trial.findings]
+    print(f"{len(trials) - len(bad)} of {len(trials)} runs byte-identical to the undisturbed one; seed {args.seed}")
+    if bad:
+        sys.exit(f"what differs is in {root}")
+    shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main()

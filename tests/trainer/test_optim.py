@@ -1,0 +1,51 @@
+"""Muon and AdamW in one optimizer, against closed forms and torch's own AdamW."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from trainer.optim import MUON_STEP, MuonAdamW, orthogonal, split_parameters
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (6, 40), (40, 6)])
+def test_orthogonal_keeps_the_singular_vectors_and_levels_the_values(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    inside = u.T @ orthogonal(matrix).float() @ vh.T  # diagonal, near the identity
+    values = inside.diag()
+    assert (values > 0.5).all() and (values < 1.4).all()
+    assert (inside - values.diag()).abs().max() < 0.1
+
+
+def test_plain_groups_step_as_torchs_adamw_does() -> None:
+    ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4).clone()) for _ in range(2))
+    one = MuonAdamW([{"params": [ours], "lr": 0.01, "weight_decay": 0.1}], beta1=0.9, beta2=0.98)
+    other = torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-8)
+    for step in range(5):
+        for parameter in (ours, theirs):
+            parameter.grad = torch.sin(torch.arange(12.0).reshape(3, 4) + step)
+        one.step()
+        other.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_muon_step_has_the_promised_size() -> None:
+    kernel = nn.Parameter(torch.zeros(16, 8, 3, 3))
+    kernel.grad = torch.randn(kernel.shape, generator=torch.Generator().manual_seed(0))
+    MuonAdamW([{"params": [kernel], "lr": 0.01, "muon": True}], beta1=0.9, beta2=0.98).step()
+    size = float(kernel.detach().square().mean().sqrt())
+    assert size == pytest.approx(0.01 * MUON_STEP, rel=0.3)
+    assert float((kernel.detach() * kernel.grad).sum()) < 0  # downhill
+
+
+def test_every_parameter_is_in_one_group() -> None:
+    model = nn.ModuleDict(
+        {"token_embedding": nn.Embedding(5, 3), "conv": nn.Conv2d(3, 4, 3), "norm": nn.LayerNorm(4)}
+    )
+    groups = split_parameters(model, 0.1, 0.2, 0.3)
+    placed = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
+    assert len(placed) == len(list(model.parameters())) == len({id(parameter) for parameter in placed})
+    assert [len(group["params"]) for group in groups] == [1, 1, 3]  # type: ignore[arg-type]
+    assert groups[0]["peak"] == 0.2 and groups[0]["muon"] and groups[2]["weight_decay"] == 0.0
