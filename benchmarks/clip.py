@@ -64,9 +64,7 @@ def held_out_scenes(count: int, seed: int) -> list[scenes.Scene]:
 
 
 def jpeg(picture: Picture, quality: int) -> bytes:
-    return bytes(
-        simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality=quality, colorsubsampling="420")
-    )
+    return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality=quality, colorsubsampling="420"))
 
 
 def drawn(scene: scenes.Scene, side: int = 256) -> Picture:
@@ -144,9 +142,7 @@ def corpus_figures(clip: clips.Clip, folder: Path) -> dict[str, float]:
     with tarfile.open(folder / "images.tar") as tar:
         wanted = [member for member in tar if measured(member.name)]
         data = {member.name: tar.extractfile(member).read() for member in wanted}  # type: ignore[union-attr]
-    art = sorted(
-        (n for n in data if n.startswith("openclipart/")), key=lambda n: hashlib.sha256(n.encode()).digest()
-    )
+    art = sorted((n for n in data if n.startswith("openclipart/")), key=lambda n: hashlib.sha256(n.encode()).digest())
     order = np.random.default_rng(0).permutation(len(art))
     chosen = [art[place] for place in order[:CLIPART]]
     distinct = list({captions[art[place]]: art[place] for place in order}.values())

@@ -2,9 +2,11 @@
 
     python benchmarks/kill.py [--kills 20] [--seed 0] [--jobs 1] [--recipe benchmarks/kill.toml]
 
-Half of the moments are spread evenly over the whole run, half over its short stages at the end. Kills alternate between
-1 and 2 workers, and between the whole process group and the parent alone. A run that was not killed, with the other
-number of workers, is compared too. A folder that differs is kept and named. Exit code 1 when any file differs.
+Half of the moments are spread evenly over the whole run, half over its short stages at the end. By lot it is a run of 1
+or 2 workers, and the whole process group or the parent alone that is killed. A run to be killed after its download
+begins with what the undisturbed run had when that stage began, since a marked shard is never touched again. A run that
+was not killed, from an empty folder with the other number of workers, is compared too. A folder that differs is kept
+and named. Exit code 1 when any file differs.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,17 +31,28 @@ from pipeline.base import file_sha256
 
 STAGES = ("download", "score", "filter", "dedup", "pack", "report")
 SHORT = STAGES[2:]
+# What each stage leaves, so that a folder can be put back to where the stage began.
+LEAVES = {
+    "score": (".markers/score", "signals"),
+    "filter": (".markers/filter", "decisions/filter.parquet"),
+    "dedup": (".markers/pairs", ".markers/dedup", "decisions/pairs.parquet", "decisions/dedup.parquet"),
+    "pack": (".markers/split", ".markers/pack", "decisions/split.parquet", "curated", "miniweb/fates.parquet"),
+    "report": (".markers/report", "report", "recipe.toml"),
+}
 KEPT = ("recipe.toml", "miniweb", "urls", "raw", "signals", "decisions", "curated", "report")
 POLL = 0.005  # seconds between looks at what a run has printed
 WORKERS = 2  # of the run that all others are compared with
 
 
 @dataclass(frozen=True)
-class Moment:
-    """When to kill: during `stage`, after this part of the time that the stage took undisturbed."""
+class Kill:
+    """When and how: during `stage`, after this part of the time that the stage took undisturbed; all processes of the
+    run at once, or the parent alone."""
 
     stage: str
     part: float
+    workers: int = WORKERS
+    whole_group: bool = True
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ class Trial:
     """What became of one run: `during` is the stage it was killed in, None where it was left alone."""
 
     workers: int
-    whole_group: bool = True
+    whole_group: bool = True  # was killed
     during: str | None = None
     seconds: float = 0.0  # until the kill
     again: float = 0.0  # the run that finished it
@@ -83,26 +96,33 @@ class Bench:
         """Run once more to the end, with another number of workers."""
         return self._finish(f"{workers}-workers", Trial(workers))
 
-    def killed(self, number: int, moment: Moment) -> Trial:
-        """Start a run, kill it at the moment, run it again until it is done."""
+    def killed(self, number: int, kill: Kill) -> Trial:
+        """Start a run, kill it, run it again until it is done."""
         name, started = f"kill-{number:02d}", time.monotonic()
-        trial = Trial(1 + number % 2, number // 2 % 2 == 0)
-        earlier = set(STAGES[: STAGES.index(moment.stage)])
-        with self._start(name, trial.workers) as process:
+        earlier = set(STAGES[: STAGES.index(kill.stage)])
+        if earlier:
+            self._copy(name, STAGES[len(earlier) :])
+        with self._start(name, kill.workers) as process:
             while process.poll() is None and not earlier <= self._ended(name):
                 time.sleep(POLL)
-            time.sleep(moment.part * self.lasted[moment.stage])
+            time.sleep(kill.part * self.lasted[kill.stage])
             seconds = time.monotonic() - started
-            if trial.whole_group:
+            if kill.whole_group:
                 os.killpg(process.pid, signal.SIGKILL)
             else:
                 process.kill()
         if process.returncode != -signal.SIGKILL:  # it was done before its moment came
             self._check(name, process.returncode)
             shutil.rmtree(self.root / name)
-            return self.killed(number, replace(moment, part=moment.part / 2))
+            return self.killed(number, replace(kill, part=kill.part / 2))
         during = next(stage for stage in (*STAGES, "end") if stage not in self._ended(name))
-        return self._finish(name, replace(trial, during=during, seconds=seconds))
+        return self._finish(name, Trial(kill.workers, kill.whole_group, during, seconds))
+
+    def _copy(self, name: str, without: Sequence[str]) -> None:
+        """The undisturbed run's folder, without what some stages left there."""
+        shutil.copytree(self.root / "reference", self.root / name)
+        for path in (self.root / name / path for stage in without for path in LEAVES[stage]):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _finish(self, name: str, trial: Trial) -> Trial:
         """Run to the end and compare; what is equal is removed."""
@@ -147,23 +167,25 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): file_sha256(p) for p in paths if not p.name.endswith("_stats.json")}
 
 
-def moments(lasted: Mapping[str, float], kills: int, generator: random.Random) -> list[Moment]:
-    """Every other moment somewhere in its own share of the whole run, the others in the short stages by turns."""
-    spread, found = (kills + 1) // 2, []
-    for i in range(kills):
+def kills(lasted: Mapping[str, float], count: int, generator: random.Random) -> list[Kill]:
+    """Every other kill somewhere in its own share of the whole run, the others in the short stages by turns."""
+    spread, found = (count + 1) // 2, []
+    for i in range(count):
         if i % 2:
-            found.append(Moment(SHORT[i // 2 % len(SHORT)], generator.random()))
+            stage, part = SHORT[i // 2 % len(SHORT)], generator.random()
         else:
-            found.append(_moment_at((i // 2 + generator.random()) / spread * sum(lasted.values()), lasted))
+            stage, part = _place((i // 2 + generator.random()) / spread * sum(lasted.values()), lasted)
+        found.append(Kill(stage, part, generator.choice((1, 2)), generator.random() < 0.5))
     return found
 
 
-def _moment_at(seconds: float, lasted: Mapping[str, float]) -> Moment:
+def _place(seconds: float, lasted: Mapping[str, float]) -> tuple[str, float]:
+    """The stage that a moment of the whole run falls into, and the part of it that has passed."""
     for stage in STAGES[:-1]:
         if seconds < lasted[stage]:
-            return Moment(stage, seconds / lasted[stage])
+            return stage, seconds / lasted[stage]
         seconds -= lasted[stage]
-    return Moment(STAGES[-1], seconds / lasted[STAGES[-1]])
+    return STAGES[-1], min(seconds / lasted[STAGES[-1]], 1.0)
 
 
 def line(trial: Trial) -> str:
@@ -178,7 +200,7 @@ def line(trial: Trial) -> str:
     )
 
 
-def bench(recipe: Path, root: Path, kills: int, seed: int, jobs: int) -> list[Trial]:
+def bench(recipe: Path, root: Path, count: int, seed: int, jobs: int) -> list[Trial]:
     """All trials, printed as they end."""
     runs = Bench(recipe, root)
     runs.refer()
@@ -188,7 +210,7 @@ def bench(recipe: Path, root: Path, kills: int, seed: int, jobs: int) -> list[Tr
     trials = [runs.undisturbed(3 - WORKERS)]
     print(line(trials[0]), flush=True)
     with ThreadPoolExecutor(jobs) as pool:
-        for trial in pool.map(runs.killed, range(kills), moments(runs.lasted, kills, random.Random(seed))):
+        for trial in pool.map(runs.killed, range(count), kills(runs.lasted, count, random.Random(seed))):
             print(line(trial), flush=True)
             trials.append(trial)
     return trials

@@ -9,8 +9,11 @@ import difflib
 import errno
 import hashlib
 import json
+import logging
 import os
+import sys
 import tomllib
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +47,13 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
+def hush_libraries() -> None:
+    """Keep off the terminal what libraries log or warn of; `python -W` and PYTHONWARNINGS still show warnings."""
+    logging.disable(logging.WARNING)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
 def parse_config(kind: type[C], values: Mapping[str, Any], where: str) -> C:
     """Check `values` against `kind`; every problem is named at once, an unknown key with the nearest known one."""
     try:
@@ -57,7 +67,9 @@ def _problem(kind: type[BaseModel], issue: Any) -> str:
     path = [str(part) for part in issue["loc"]]
     name = ".".join(path)
     if issue["type"] != "extra_forbidden":
-        return f"`{name}`: {issue['msg'][0].lower()}{issue['msg'][1:]}, not {issue.get('input')!r}"
+        table = "input should be a table" if issue["type"] in ("model_type", "dict_type") else None
+        text = table or issue["msg"].removeprefix("Value error, ")
+        return f"`{name}`: {text[0].lower()}{text[1:]}, not {issue.get('input')!r}"
     near = difflib.get_close_matches(path[-1], _keys_at(kind, path[:-1]), n=1, cutoff=0.5)
     return f"unknown key `{name}`" + (f", did you mean `{near[0]}`?" if near else "")
 
@@ -110,11 +122,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+
+
 def disk_error(error: OSError, path: Path) -> Exception:
-    """A sentence for a disk that is full, read-only or over its quota; any other error as it is."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+    """A sentence for a disk that is full, read-only or over its quota, or a path that is closed; else the error."""
+    if error.errno not in (*_FULL, *_CLOSED):
         return error
-    hint = "free some space or choose another --data, then run again: finished shards are kept"
+    mend = "free some space" if error.errno in _FULL else "mend that"
+    hint = f"{mend} or choose another --data, then run again: finished shards are kept"
     return HeadraceError(f"cannot write {path}: {os.strerror(error.errno).lower()}", hint=hint, code=FINDINGS)
 
 

@@ -14,22 +14,23 @@ from typing import Annotated, Any
 import typer
 
 from pipeline import options, recipe
-from pipeline.base import FINDINGS, Config, HeadraceError
+from pipeline.base import FINDINGS, Config, HeadraceError, disk_error, hush_libraries
 from pipeline.dedup import DedupConfig
 from pipeline.download import DownloadConfig
-from pipeline.engine import Summary, one_run
+from pipeline.engine import Summary, one_run, raw_markers
 from pipeline.filter import FilterConfig
 from pipeline.ingest import IngestConfig
 from pipeline.pack import PackConfig
+from pipeline.plaintext import visible
 from pipeline.recipe import Recipe
 from pipeline.report import ReportConfig
 from pipeline.score import ScoreConfig
 from pipeline.shards import DataDir
 
 INTERRUPTED = 130
+MESSAGE = 2000  # characters of an error that are shown
 app = typer.Typer(
     help="From lists of web image-caption pairs, or a folder of pictures, to curated, trainer-ready shards.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=True,
@@ -44,18 +45,30 @@ CORES = os.cpu_count() or 1
 
 def main() -> None:
     """Run the command; every error of the user's making ends as `error:` and `hint:` with its exit code."""
+    hush_libraries()
     try:
-        app()
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except typer.TyperException as error:  # a wrong option or argument
+        command = getattr(getattr(error, "ctx", None), "command_path", "curate")
+        code = _complain(HeadraceError(error.format_message(), hint=f"`{command} --help` says what it takes"))
     except HeadraceError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        sys.exit(error.code)
-    except KeyboardInterrupt:
+        code = _complain(error)
+    except OSError as error:
+        known = disk_error(error, Path(error.filename or "the output"))
+        if not isinstance(known, HeadraceError):
+            raise
+        code = _complain(known)
+    if code == INTERRUPTED:
         print("interrupted: run the same command again, finished shards are kept", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def _complain(error: HeadraceError) -> int:
+    """Print the two lines; names out of hostile files may be in them."""
+    print(f"error: {visible(error.message, MESSAGE)}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {visible(error.hint, MESSAGE)}", file=sys.stderr)
+    return error.code
 
 
 @app.command(name="run")
@@ -71,7 +84,7 @@ def run_(
     as_json: Json = False,
 ) -> None:
     """Run all stages in order by a recipe: miniweb, miniweb-train, folder, laion, datacomp, or a .toml of your own."""
-    from pipeline import download, run, summary
+    from pipeline import run, summary
 
     chosen = recipe.load_recipe(name)
     chosen = _overridden(chosen, "download", urls=urls, connect=connect)
@@ -80,9 +93,13 @@ def run_(
     folder = DataDir(data)
     with one_run(folder):
         if redo:
-            download.forget(folder)
-        run.run(chosen, folder, workers, lambda books: _tell(books, as_json))
-        recipe.save_recipe(chosen, folder)
+            run.replace(chosen, folder)
+
+        def say(books: Summary) -> None:  # the folder has taken this recipe's list: later commands go on with it
+            recipe.save_recipe(chosen, folder)
+            _tell(books, as_json)
+
+        run.run(chosen, folder, workers, say)
     if not as_json:
         print(summary.run_text(folder))
 
@@ -158,6 +175,8 @@ def _stage(name: str, kind: type[Config], *extra: inspect.Parameter) -> Callable
     def register(work: Work) -> Work:
         def command(**values: Any) -> None:
             folder, as_json = DataDir(values["data"]), values["as_json"]
+            if name not in ("download", "ingest") and not folder.markers.is_dir():
+                raw_markers(folder)  # says so, before a folder of a mistyped name is made
             with one_run(folder):
                 chosen = recipe.folder_recipe(folder).override(name, options.given(kind, values))
                 _tell(work(chosen, folder, **{p.name: values[p.name] for p in flags}), as_json)
@@ -187,10 +206,10 @@ def _stage(name: str, kind: type[Config], *extra: inspect.Parameter) -> Callable
 )
 def _download(chosen: Recipe, folder: DataDir, workers: int, redo: bool, retry_failed: bool) -> Summary:
     """Fetch a list of URLs into urls/ and raw/, politely, by img2dataset."""
-    from pipeline import download
+    from pipeline import download, run
 
     if redo:
-        download.forget(folder)
+        run.replace(Recipe(download=chosen.download), folder)
     return download.run(chosen.download, folder, workers, retry_failed=retry_failed)
 
 
@@ -199,10 +218,10 @@ def _download(chosen: Recipe, folder: DataDir, workers: int, redo: bool, retry_f
 )
 def _ingest(chosen: Recipe, folder: DataDir, workers: int, redo: bool) -> Summary:
     """Take in pictures already on disk: a folder, WebDataset tars, an img2dataset output."""
-    from pipeline import download, ingest
+    from pipeline import ingest, run
 
     if redo:
-        download.forget(folder)
+        run.replace(Recipe(ingest=chosen.ingest), folder)
     return ingest.run(chosen.ingest, folder, workers)
 
 
@@ -250,7 +269,7 @@ def _report(chosen: Recipe, folder: DataDir) -> Summary:
 
 
 def _tell(summary: Summary, as_json: bool) -> None:
-    print(json.dumps(asdict(summary)) if as_json else summary.sentence(), flush=True)
+    print(json.dumps(vars(summary)) if as_json else summary.sentence(), flush=True)
 
 
 def _print(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:

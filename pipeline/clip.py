@@ -11,7 +11,9 @@ fixed size, so what a row gives never depends on how many workers run.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,11 +58,7 @@ class Preprocess:
         image = torch.from_numpy(np.require(picture, requirements="W")).permute(2, 0, 1)
         size = self._resized(image.shape[1], image.shape[2])
         if size != tuple(image.shape[1:]):
-            mode = (
-                F.InterpolationMode.BILINEAR
-                if self.interpolation == "bilinear"
-                else F.InterpolationMode.BICUBIC
-            )
+            mode = F.InterpolationMode.BILINEAR if self.interpolation == "bilinear" else F.InterpolationMode.BICUBIC
             image = F.resize(image, list(size), interpolation=mode, antialias=True)
         if size == (self.height, self.width):
             return image
@@ -78,9 +76,7 @@ class Preprocess:
         if self.resize_mode == "longest":
             scale = min(ratios)
             return max(1, round(height * scale)), max(1, round(width * scale))
-        if (
-            self.height == self.width
-        ):  # the short side exact, the long side rounded down, as torchvision's Resize
+        if self.height == self.width:  # the short side exact, the long side rounded down, as torchvision's Resize
             short = min(height, width)
             return self.height * height // short, self.width * width // short
         scale = max(ratios)
@@ -130,9 +126,7 @@ class Clip:
         import torch
 
         small = pictures if isinstance(pictures, torch.Tensor) else self.image_input(pictures)
-        return self._batched(
-            small, lambda batch: self.model.encode_image(self.normalized(batch), normalize=True)
-        )
+        return self._batched(small, lambda batch: self.model.encode_image(self.normalized(batch), normalize=True))
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors (N, dimension) of texts; what exceeds the context is cut."""
@@ -146,9 +140,7 @@ class Clip:
         import torch
 
         tokens = self.tokens(texts)
-        if not hasattr(self.model, "forward_intermediates") or hasattr(
-            getattr(self.model, "text", None), "config"
-        ):
+        if not hasattr(self.model, "forward_intermediates") or hasattr(getattr(self.model, "text", None), "config"):
             raise HeadraceError(
                 f"the text tower of CLIP {self.name} gives no token states",
                 hint="use a CLIP with open_clip's own text tower",
@@ -161,9 +153,7 @@ class Clip:
         """Token ids (N, context), int64."""
         import torch
 
-        ids: torch.Tensor = (
-            self.tokenizer(list(texts)) if len(texts) else torch.empty((0, self.context_length))
-        )
+        ids: torch.Tensor = self.tokenizer(list(texts)) if len(texts) else torch.empty((0, self.context_length))
         return ids.long()
 
     def normalized(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -219,32 +209,38 @@ def load(name: str, device: str = "auto") -> Clip:
     return _load_pretrained(name, architecture, pretrained, chosen)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back open_clip's warnings that a model has no weights yet: they are loaded next, or trained."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def _load_directory(name: str, folder: Path, device: torch.device) -> Clip:
     import open_clip
 
-    config = folder / "open_clip_config.json"
     try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-        fields = (
-            values["model_cfg"]["embed_dim"],
-            values["model_cfg"]["vision_cfg"],
-            values["model_cfg"]["text_cfg"],
-        )
+        config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+        described = {"embed_dim", "vision_cfg", "text_cfg"} <= set(config["model_cfg"])
     except FileNotFoundError:
         raise _no_clip(folder, "it has no open_clip_config.json") from None
     except (ValueError, KeyError, TypeError):
-        raise _no_clip(folder, "its open_clip_config.json does not describe a CLIP") from None
+        described = False
+    if not described:
+        raise _no_clip(folder, "its open_clip_config.json does not describe a CLIP")
     weights = next(
-        iter(
-            sorted(folder.glob("*.safetensors"), key=lambda p: (p.name != "open_clip_model.safetensors", p))
-        ),
+        iter(sorted(folder.glob("*.safetensors"), key=lambda p: (p.name != "open_clip_model.safetensors", p))),
         None,
     )
     if weights is None:
         raise _no_clip(folder, "it has no safetensors weights")
-    assert fields
     try:
-        model = open_clip.create_model(f"local-dir:{folder}", device=device, load_weights=False)
+        with quiet():
+            model = open_clip.create_model(f"local-dir:{folder}", device=device, load_weights=False)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except Exception as error:
         raise _no_clip(folder, f"open_clip cannot build it ({_first_line(error)})") from error
@@ -262,9 +258,7 @@ def _load_pretrained(name: str, architecture: str, pretrained: str, device: torc
 
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained not in tags:
-        known = (
-            f"{architecture} has {', '.join(tags)}" if tags else "`NAME:PRETRAINED` as in open_clip's list"
-        )
+        known = f"{architecture} has {', '.join(tags)}" if tags else "`NAME:PRETRAINED` as in open_clip's list"
         raise HeadraceError(f"open_clip knows no weights {name}", hint=f"{known}; {OFFLINE}", code=MISSING)
     settings = open_clip.get_pretrained_cfg(architecture, pretrained)
     try:
@@ -289,9 +283,7 @@ def _preprocess(settings: dict[str, Any]) -> Preprocess:
 
 
 def _no_clip(folder: Path, why: str) -> HeadraceError:
-    return HeadraceError(
-        f"{folder} is no CLIP: {why}", hint=f"a directory that `trainer clip` wrote; {OFFLINE}"
-    )
+    return HeadraceError(f"{folder} is no CLIP: {why}", hint=f"a directory that `trainer clip` wrote; {OFFLINE}")
 
 
 def _first_line(error: Exception) -> str:

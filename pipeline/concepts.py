@@ -52,7 +52,7 @@ class Concepts:
                 code=REFUSED,
             )
         texts = clip.encode_texts([*concepts, *NEUTRAL])
-        return cls(identity, texts, len(concepts), float(clip.model.logit_scale.exp()), threshold)
+        return cls(identity, texts, len(concepts), float(clip.model.logit_scale.detach().exp()), threshold)
 
     def probability(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
         """For each picture (unit vectors, [N, D]) the probability of its likeliest concept, [N]."""

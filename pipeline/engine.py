@@ -32,10 +32,11 @@ from pipeline.base import (
     digest,
     disk_error,
     file_sha256,
+    hush_libraries,
     read_json,
     write_json,
 )
-from pipeline.shards import DataDir
+from pipeline.shards import DataDir, made_by
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def run_stage(
     task = _Task(data, process, hash_inputs)
     name = next(iter(stages))
     work = [(shard, {path: recorded[path] for path in shard.inputs}) for shard in stale]
-    for shard, parts, seconds in _progress(name, _map(task, work, workers), stale):
+    for shard, parts, seconds in _progress(name.partition("/")[0], _map(task, work, workers), stale):
         for stage, (part, outputs) in parts.items():
             inputs = {path: recorded[path]["sha256"] for path in shard.inputs}
             rows = sum(part.fates.values()) if shard.rows is None else shard.rows
@@ -199,7 +200,8 @@ def _refuse_other(data: DataDir, settings: Mapping[str, Any], markers: Any) -> N
         if digest(marker.settings) != digest(settings):
             names = [k for k in {*marker.settings, *settings} if marker.settings.get(k) != settings.get(k)]
             raise HeadraceError(
-                f"{data.root} was made by `{marker.stage}` with other settings ({', '.join(sorted(names))})",
+                f"{data.root} was made from another list or with other settings "
+                f"({', '.join(sorted(names))} of `{marker.stage}`)",
                 hint="use another --data folder, or --redo to replace what is there",
                 code=REFUSED,
             )
@@ -291,9 +293,7 @@ class _Task:
             problem = "is not the file that its marker describes (its sha256 differs)"
         else:
             return
-        stage = "download (or ingest)" if name.startswith(("raw", "urls")) else "run"
-        hint = f"`curate {stage}` with the same recipe makes the shard anew"
-        raise HeadraceError(f"{path} {problem}", hint=hint, code=MISSING)
+        raise HeadraceError(f"{path} {problem}", hint=made_by(path), code=MISSING)
 
     def _record(self, name: str) -> dict[str, Any]:
         path = self.data.root / name
@@ -340,6 +340,7 @@ def _start_worker() -> None:
     """A worker dies with its parent and leaves Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
+    hush_libraries()
 
 
 def die_with_parent() -> None:

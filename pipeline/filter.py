@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -64,9 +64,13 @@ class FilterConfig(Config):
         le=1,
         description="keep this fraction, the most similar to their captions, of what the rules above keep",
     )
-    block: list[str] = Field([], description="drop pictures that show this, such as `a photo of a gun`; repeatable")
+    block: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="drop pictures that show this, such as `a photo of a gun`; repeatable"
+    )
     block_threshold: float = Field(0.9, gt=0, lt=1, description="from which probability on a picture shows a --block")
-    where: str | None = Field(None, description="keep rows for which this SQL condition on their columns is true")
+    where: str | None = Field(
+        None, min_length=1, description="keep rows for which this SQL condition on their columns is true"
+    )
 
 
 def run(config: FilterConfig, data: DataDir) -> Summary:

@@ -95,7 +95,7 @@ def find_column(
 def _no_column(file: RowFile, why: str, option: str, asked: str | None = None) -> HeadraceError:
     columns = ", ".join(f"`{name}`" for name in file.columns)
     lowered = {name.lower(): name for name in file.columns}
-    near = difflib.get_close_matches(asked.lower(), lowered, n=1, cutoff=0.5) if asked else []
+    near = difflib.get_close_matches(asked.lower(), lowered, n=1, cutoff=0.6) if asked else []
     hint = f"did you mean {option} {lowered[near[0]]}?" if near else f"name one with {option}"
     return HeadraceError(f"{file.path}: {why}; its columns are {columns}", hint=hint)
 

@@ -102,13 +102,26 @@ def where_rule(connection: duckdb.DuckDBPyConnection, where: str, known: Collect
 
     It must be one expression of one row's columns: no subquery, no aggregate, no second expression.
     """
-    tree = syntax_tree(connection, f"SELECT ({where}\n)", "--where")["node"]
+    hint = "such as `clip_sim > 0.3 AND lang = 'en'`, without SELECT"
+    tree = syntax_tree(connection, f"SELECT ({where}\n)", "--where", hint)["node"]
     single = len(tree.get("select_list", ())) == 1 and tree["from_table"]["type"] == "EMPTY" and not tree["modifiers"]
     nodes = list(walk(tree))
     plain = not any(tree.get(part) for part in ("where_clause", "group_expressions", "having", "qualify", "sample"))
     if not (single and plain) or any(node.get("class") in ("SUBQUERY", "WINDOW", "STAR") for node in nodes):
         message = f"--where takes one condition on a row's columns, which this is not: {where}"
-        raise HeadraceError(message, hint="such as `clip_sim > 0.3 AND lang = 'en'`, without SELECT")
+        raise HeadraceError(message, hint=hint)
     parts = {part.lower() for node in nodes if node.get("class") == "COLUMN_REF" for part in node["column_names"]}
+    if not any(node.get("class") == "LAMBDA" for node in nodes):  # whose own names are no columns
+        _check_names(nodes, known)
     used = frozenset(name for name in known if name.lower() in parts)
     return Rule("where", f"NOT coalesce(({where}\n)::BOOLEAN, false)", used)
+
+
+def _check_names(nodes: Iterable[Mapping[str, Any]], known: Collection[str]) -> None:
+    lowered = {name.lower(): name for name in known}
+    for node in nodes:
+        parts = node["column_names"] if node.get("class") == "COLUMN_REF" else []
+        if parts and not any(part.lower() in lowered for part in parts):
+            near = difflib.get_close_matches(parts[-1].lower(), lowered, n=1, cutoff=0.6)
+            hint = f"did you mean `{lowered[near[0]]}`?" if near else f"there are {', '.join(sorted(known))}"
+            raise HeadraceError(f"--where names `{parts[-1]}`, and there is no such column", hint=hint)

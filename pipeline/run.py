@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from pipeline import dedup, download, filter, ingest, pack, report, score
+from pipeline import dedup, download, filter, ingest, lists, pack, report, score, sources
+from pipeline.base import HeadraceError
 from pipeline.engine import Summary
 from pipeline.recipe import Recipe
 from pipeline.shards import DataDir
@@ -18,6 +19,7 @@ Say = Callable[[Summary], None]
 
 def run(recipe: Recipe, data: DataDir, workers: int, say: Say) -> None:
     """Bring every stage of a folder up to date by one recipe; `say` is told each stage's books as it ends."""
+    _check_one_source(recipe)
     if recipe.ingest.source is not None:
         say(ingest.run(recipe.ingest, data, workers))
     else:
@@ -28,6 +30,28 @@ def run(recipe: Recipe, data: DataDir, workers: int, say: Say) -> None:
     say(pack.run(recipe.pack, data, workers, recipe.published()))
     _judge_miniweb(recipe, data)
     say(report.run(recipe.report, data))
+
+
+def replace(recipe: Recipe, data: DataDir) -> None:
+    """`--redo`: forget what the folder holds, but not before the recipe's own source is known to open."""
+    _check_one_source(recipe)
+    if recipe.ingest.source is not None:
+        sources.open_source(recipe.ingest.source, recipe.ingest.captions)
+    elif recipe.download.urls is not None:
+        lists.open_list(recipe.download.urls, recipe.download.url_col, recipe.download.caption_col)
+    download.forget(data)
+
+
+def _check_one_source(recipe: Recipe) -> None:
+    """Raise a `HeadraceError` unless the recipe says where the pictures come from, once."""
+    given = {"miniweb": recipe.miniweb, "ingest.source": recipe.ingest.source, "download.urls": recipe.download.urls}
+    names = [f"`{name}`" for name, value in given.items() if value is not None]
+    if not names:
+        message = "no list of URLs is named, and no folder of pictures"
+        raise HeadraceError(message, hint="add --urls FILE, or --source DIR for pictures that you have already")
+    if len(names) > 1:
+        message = f"the recipe names more than one source of pictures: {' and '.join(names)}"
+        raise HeadraceError(message, hint="leave all but one of them out")
 
 
 def decide(recipe: Recipe, data: DataDir, say: Say) -> None:

@@ -72,6 +72,21 @@ def shard_files(folder: Path, extension: str) -> list[Path]:
     return sorted(path for path in folder.glob(f"*.{extension}") if path.stem.isdigit())
 
 
+_MAKERS = {
+    "urls": "`curate download` (or `curate ingest`) with the same list",
+    "raw": "`curate download` (or `curate ingest`) with the same list",
+    "signals": "`curate score`",
+    "decisions": "`curate filter`, then `curate dedup`",
+    "curated": "`curate pack`",
+}
+
+
+def made_by(path: Path) -> str:
+    """A hint: the command that makes a file of a data folder anew where it is missing or damaged."""
+    maker = next((_MAKERS[part] for part in reversed(path.parts) if part in _MAKERS), "the stage that writes it")
+    return f"run {maker} again: it makes what is missing or damaged anew and keeps the rest"
+
+
 def rows_to_fetch(path: Path, columns: list[str]) -> pa.Table:
     """The rows of a shard of `urls/` that have no fate yet, those columns of them: the rows of the raw shard."""
     table = read_parquet(path, [*columns, "fate"])
@@ -177,7 +192,7 @@ def _extended(kind: bytes, data: bytes) -> dict[str, str]:
 
 
 def _damaged(path: Path, why: str) -> HeadraceError:
-    return HeadraceError(f"{path} is damaged: {why}", hint="run the stage that wrote it again", code=MISSING)
+    return HeadraceError(f"{path} is damaged: {why}", hint=made_by(path), code=MISSING)
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -242,7 +257,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     try:
         return pq.read_table(path, columns=None if columns is None else list(columns), partitioning=None)
     except FileNotFoundError:
-        raise HeadraceError(f"{path} is missing", hint="run the stage that writes it again", code=MISSING) from None
+        raise HeadraceError(f"{path} is missing", hint=made_by(path), code=MISSING) from None
     except (pa.ArrowInvalid, OSError) as error:
         raise _damaged(path, str(error).splitlines()[0]) from None
 

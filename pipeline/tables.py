@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.base import MISSING, HeadraceError, atomic_path
 from pipeline.fates import verdicts
-from pipeline.shards import DataDir, shard_files
+from pipeline.shards import DataDir, made_by, shard_files
 
 if TYPE_CHECKING:
     import duckdb
@@ -102,7 +102,7 @@ def _check_node(node: dict[str, Any]) -> None:
             raise HeadraceError(f"the function {name} may not be read from here", hint=ALLOWED)
 
 
-def syntax_tree(connection: duckdb.DuckDBPyConnection, sql: str, what: str = "the SQL") -> Any:
+def syntax_tree(connection: duckdb.DuckDBPyConnection, sql: str, what: str = "the SQL", hint: str = ALLOWED) -> Any:
     """DuckDB's own parse of one SELECT, as nested dicts and lists; what it cannot parse is a `HeadraceError`."""
     with sql_errors(what):
         rows = connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchall()
@@ -112,7 +112,7 @@ def syntax_tree(connection: duckdb.DuckDBPyConnection, sql: str, what: str = "th
         raise HeadraceError(f"{what} is nested too deeply", hint="write it flatter") from None
     if tree.get("error") or len(tree.get("statements", ())) != 1:
         message = re.sub(r"\s+", " ", str(tree.get("error_message", "it is not one SELECT")))
-        raise HeadraceError(f"{what} cannot be parsed: {message}", hint=ALLOWED)
+        raise HeadraceError(f"{what} cannot be parsed: {message}", hint=hint)
     return tree["statements"][0]
 
 
@@ -217,10 +217,13 @@ def arrow_dataset(files: list[Path]) -> Any:
     import pyarrow.dataset as ds
     import pyarrow.parquet as pq
 
+    schemas, path = [], files[0]
     try:
-        schema = pa.unify_schemas([pq.read_schema(path) for path in files], promote_options="permissive")
+        for path in files:
+            schemas.append(pq.read_schema(path))
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
     except (pa.ArrowException, OSError) as error:
-        raise HeadraceError(f"{files[0].parent} cannot be read: {_sentence(error)}", code=MISSING) from None
+        raise HeadraceError(f"{path} cannot be read: {_sentence(error)}", hint=made_by(path), code=MISSING) from None
     schema = pa.schema([(field.name, single(field.type)) for field in schema])
     return ds.dataset([str(path) for path in files], schema=schema, format="parquet", partitioning=None)
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pipeline.base import MISSING, Config, HeadraceError, parse_config
 
-CLIP_MINI = Path(__file__).parent / "configs" / "clip-mini.json"
+CLIP_DEFAULT = Path(__file__).parent / "configs" / "clip.json"  # clip-mini.json made the embedded CLIP
 
 
 class Augmentation(Config):

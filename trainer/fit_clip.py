@@ -19,8 +19,10 @@ from pipeline.base import REFUSED, HeadraceError, digest, write_json
 from trainer import augment, checkpoint
 from trainer.clip_files import CONFIG, WEIGHTS, write_card, write_model
 from trainer.config import ClipConfig
+from trainer.contrast import centre_loss, encode_texts, threshold_loss
 from trainer.data import Batches, PackedSet, Pictures, open_set
-from trainer.evaluate_clip import GOOD_COSINE, held_out_figures
+from trainer.evaluate_clip import held_out_figures
+from trainer.log import Log
 from trainer.optim import MuonAdamW, split_parameters
 
 if TYPE_CHECKING:
@@ -30,8 +32,7 @@ if TYPE_CHECKING:
     from pipeline.clip import Clip
 
 STATE = "training/state.safetensors"
-METRICS = "training/metrics.jsonl"
-LENGTH_GROUPS = 4  # texts are computed in so many groups of like length
+LOGS = "training"
 ROOM = 1.125  # training pictures are kept this much larger than the input, for crops
 
 
@@ -69,15 +70,17 @@ def fit(run: Run, say: Callable[[str], None]) -> dict[str, Any]:
 
     _check_out(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sets = [(open_set(folder, "train"), open_set(folder, "val")) for folder in run.shards]
+    batches = _batches(run, [train.captions for train, _ in sets])
     clip = _build(run, device)
-    sources = open_sources(run, clip, say)
+    sources = _decoded(run, clip, sets, batches, say)
     trainer = Trainer(run, clip, sources, device)
     if run.resume:
         trainer.restore()
         say(f"resumed at step {trainer.step}")
-    log = Log(run.out, trainer.step)
+    log = Log(run.out / LOGS, trainer.step)
     started, figures = time.monotonic(), {}  # type: float, dict[str, Any]
-    steps, every = run.config.training.steps, run.config.training.evaluate_every
+    steps, every, first = run.config.training.steps, run.config.training.evaluate_every, trainer.step
     while trainer.step < steps:
         began = time.monotonic()
         numbers = trainer.train_step()
@@ -86,7 +89,9 @@ def fit(run: Run, say: Callable[[str], None]) -> dict[str, Any]:
         last = trainer.step == steps or (run.minutes is not None and spent >= run.minutes)
         if trainer.step % 10 == 0 or last:
             log.write(trainer.step, numbers)
-            say(_progress(trainer.step, steps, numbers))
+            left = (steps - trainer.step) * spent / (trainer.step - first)
+            figures_now = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+            say(f"step {trainer.step}/{steps}, {left:.0f} min left: {figures_now}")
         if trainer.step % every == 0 or last:
             figures = trainer.evaluate()
             log.write(
@@ -101,28 +106,39 @@ def fit(run: Run, say: Callable[[str], None]) -> dict[str, Any]:
     return figures
 
 
-def open_sources(run: Run, clip: Clip, say: Callable[[str], None]) -> list[Source]:
-    """Open and decode every set; the batch is shared among them."""
+def _batches(run: Run, captions: Sequence[tuple[str, ...]]) -> list[Batches]:
+    """Which rows of each set a step takes; the batch is shared among the sets."""
     settings = run.config.training
-    shares = settings.shares or (1.0,) * len(run.shards)
-    if len(shares) != len(run.shards):
+    shares = settings.shares or (1.0,) * len(captions)
+    if len(shares) != len(captions):
         raise HeadraceError(
-            f"the config shares the batch among {len(shares)} sets, but {len(run.shards)} are given with --shards",
+            f"the config shares the batch among {len(shares)} sets, but {len(captions)} are given with --shards",
             hint="give one --shards for every number in `training.shares`",
         )
     sizes = [max(2, round(settings.batch * share / sum(shares))) for share in shares]
+    batches = [Batches(texts, run.seed * 1000 + n, sizes[n]) for n, texts in enumerate(captions)]
+    for folder, own in zip(run.shards, batches, strict=True):
+        if own.distinct < 2:
+            hint = "a CLIP learns by telling pairs apart: pack at least two pictures with different captions"
+            raise HeadraceError(f"{folder} has only {own.distinct} distinct caption to train on", hint=hint)
+    return batches
+
+
+def _decoded(
+    run: Run,
+    clip: Clip,
+    sets: Sequence[tuple[PackedSet, PackedSet]],
+    batches: Sequence[Batches],
+    say: Callable[[str], None],
+) -> list[Source]:
+    """The sets with their pictures: training ones with room for crops, held-out ones as scoring sees them."""
     shape = clip.preprocess
     roomy = replace(shape, height=math.ceil(shape.height * ROOM), width=math.ceil(shape.width * ROOM))
     sources = []
-    for number, (folder, size) in enumerate(zip(run.shards, sizes, strict=True)):
-        train, val = open_set(folder, "train"), open_set(folder, "val")
-        batches = Batches(train.captions, run.seed * 1000 + number, size)
-        if batches.distinct < 2:
-            hint = "a CLIP learns by telling pairs apart: pack at least two pictures with different captions"
-            raise HeadraceError(f"{folder} has {batches.distinct} distinct caption to train on", hint=hint)
+    for number, (folder, (train, val), own) in enumerate(zip(run.shards, sets, batches, strict=True)):
         name = f"{number}-{folder.parent.name if folder.name == 'curated' else folder.name}"
-        say(f"{name}: {len(train)} pictures, {batches.distinct} distinct captions, {batches.size} of each batch")
-        sources.append(Source(name, train, val, Pictures(train, roomy), Pictures(val, shape), batches))
+        say(f"{name}: {len(train)} pictures, {own.distinct} distinct captions, {own.size} of each batch")
+        sources.append(Source(name, train, val, Pictures(train, roomy), Pictures(val, shape), own))
     return sources
 
 
@@ -263,81 +279,6 @@ class Trainer:
         self.step = int(scalars["step"])
 
 
-def threshold_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """open_clip's sigmoid loss with its boundary fixed at a cosine of 0.28: right pairs above, unrelated below."""
-    from open_clip.loss import SigLipLoss
-
-    loss: Tensor = SigLipLoss()(images, texts, scale, -GOOD_COSINE * scale)
-    return loss
-
-
-def centre_loss(images: Tensor, texts: Tensor) -> Tensor:
-    """Mean square of the mean cosine of each row, and of each column, with what is unrelated to it."""
-    cosine = images @ texts.T
-    unrelated = cosine - cosine.diag().diag()
-    others = len(cosine) - 1
-    return (unrelated.sum(dim=0) / others).square().mean() + (unrelated.sum(dim=1) / others).square().mean()
-
-
-def encode_texts(model: Any, tokens: Tensor) -> Tensor:
-    """Unit vectors of token ids (N, context), as the model's own `encode_text` gives them, without most padding.
-
-    The stock tower is causal, so what follows the end mark changes nothing and need not be computed: texts of like
-    length go through it together.
-    """
-    import torch
-    from open_clip.model import CLIP
-    from torch.nn import functional as F
-
-    if not isinstance(model, CLIP) or model.text_pool_type != "argmax" or model.attn_mask is None:
-        whole: Tensor = model.encode_text(tokens, normalize=True)
-        return whole
-    end = tokens.argmax(dim=1)
-    order = end.argsort(stable=True)
-    embedded = model.token_embedding(tokens[:, : int(end.max()) + 1])
-    parts = [_encode_trimmed(model, embedded[rows], end[rows]) for rows in order.chunk(LENGTH_GROUPS)]
-    return F.normalize(torch.cat(parts)[order.argsort()], dim=-1)
-
-
-def _encode_trimmed(model: Any, embedded: Tensor, end: Tensor) -> Tensor:
-    """Vectors (N, dimension), not normalized, of embedded tokens (N, L, width) whose end marks are at `end`."""
-    import torch
-
-    length = int(end.max()) + 1
-    x = embedded[:, :length] + model.positional_embedding[:length]
-    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
-    x = model.ln_final(x[torch.arange(len(x)), end])
-    out: Tensor = x @ model.text_projection
-    return out
-
-
-class Log:
-    """Lines of `metrics.jsonl` and the same in TensorBoard; a resumed run drops what it will write again."""
-
-    def __init__(self, out: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        path = out / METRICS
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and step else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step)
-
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Append one line."""
-        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
-        self._file.flush()
-        for name, value in numbers.items():
-            self._board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flush both."""
-        self._file.close()
-        self._board.close()
-
-
 def run_digest(run: Run) -> str:
     """What must be equal for a state to be continued: config, seed, and the sets by their own description."""
     sets = [json.loads((folder / "dataset.json").read_text(encoding="utf-8")) for folder in run.shards]
@@ -358,13 +299,15 @@ def _build(run: Run, device: torch.device) -> Clip:
     import open_clip
     import torch
 
-    from pipeline.clip import Clip
+    from pipeline.clip import Clip, quiet
 
     config = {"model_cfg": run.config.model_cfg, "preprocess_cfg": run.config.preprocess_cfg}
     write_json(run.out / CONFIG, config)
     torch.manual_seed(run.seed)
     try:
-        model = open_clip.create_model(f"local-dir:{run.out}", device=device, load_weights=False, pretrained_text=False)
+        with quiet():
+            name = f"local-dir:{run.out}"
+            model = open_clip.create_model(name, device=device, load_weights=False, pretrained_text=False)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{run.out}")
     except Exception as error:
         raise HeadraceError(
@@ -372,8 +315,3 @@ def _build(run: Run, device: torch.device) -> Clip:
         ) from error
     model.visual.to(memory_format=torch.channels_last)
     return Clip(run.out.name, model, tokenizer, run.out / WEIGHTS, device)
-
-
-def _progress(step: int, steps: int, numbers: Mapping[str, float]) -> str:
-    left = (steps - step) * 1.0
-    return f"step {step}/{steps} ({left:.0f} left) " + " ".join(f"{k} {v:.4g}" for k, v in numbers.items())

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, from the first source
 ITERATIONS = 5
-ADAMW_NAMES = ("embedding", "attnpool")  # tables of rows, and kernels too square for their use to pay the iteration
+ADAMW_NAMES = (
+    "embedding",
+    "attnpool",
+)  # tables of rows, and kernels too square for their use to pay the iteration
 MUON_STEP = 0.6  # root mean square of a step per unit of rate (AdamW's is about 0.2)
 
 

@@ -136,7 +136,8 @@ class Client:
             except FetchError as error:
                 last = error
                 busy = trip.status in _BUSY and error.code == f"http_{trip.status}"
-                pause = error.retry_after if busy and error.retry_after is not None else backoff(target, retry)
+                asked = error.retry_after if busy or error.retry_after == math.inf else None
+                pause = backoff(target, retry) if asked is None else asked
                 if busy:
                     self._limits.hold(_host(trip.url), pause, trip.status or 0)
                 out_of_reach = trip.time_left <= 0 or pause > trip.wait_left

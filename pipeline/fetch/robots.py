@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import threading
@@ -60,7 +61,7 @@ class HostWishes:
         wishes = self._wishes(_origin(url))
         if wishes.failure is not None:
             code, _, detail = wishes.failure.partition(": ")
-            raise FetchError(code, detail)
+            raise FetchError(code, detail, retry_after=math.inf)  # a retry would read the same answer here
         if wishes.rules is not None and not wishes.rules.can_fetch(url, AGENT):
             raise FetchError("robots", "disallowed")
         if wishes.usages is not None and not wishes.usages.can_fetch(url, AGENT):

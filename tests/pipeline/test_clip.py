@@ -33,9 +33,7 @@ def write_clip(folder: Path, config: dict[str, dict[str, Any]]) -> Path:
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-    save_file(
-        {k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors"
-    )
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
     return folder
 
 
@@ -141,9 +139,7 @@ def test_identity_is_json_and_names_the_weights(clip: Clip, folder: Path) -> Non
 def test_a_directory_that_is_no_clip_is_one_sentence(
     config: str | None, says: str, folder: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "open_clip_model.safetensors").write_bytes(
-        (folder / "open_clip_model.safetensors").read_bytes()
-    )
+    (tmp_path / "open_clip_model.safetensors").write_bytes((folder / "open_clip_model.safetensors").read_bytes())
     if config is not None:
         (tmp_path / "open_clip_config.json").write_text(config)
     with pytest.raises(HeadraceError, match=says) as caught:
@@ -235,18 +231,14 @@ def test_the_embedded_text_tower_is_the_transformers_class() -> None:
         ours, theirs = f"transformer.resblocks.{layer}", f"text_model.encoder.layers.{layer}"
         for kind in ("weight", "bias"):
             parts = weights[f"{ours}.attn.in_proj_{kind}"].chunk(3)
-            names |= {
-                f"{theirs}.self_attn.{p}_proj.{kind}": part for p, part in zip("qkv", parts, strict=True)
-            }
+            names |= {f"{theirs}.self_attn.{p}_proj.{kind}": part for p, part in zip("qkv", parts, strict=True)}
             names[f"{theirs}.self_attn.out_proj.{kind}"] = weights[f"{ours}.attn.out_proj.{kind}"]
             names[f"{theirs}.mlp.fc1.{kind}"] = weights[f"{ours}.mlp.c_fc.{kind}"]
             names[f"{theirs}.mlp.fc2.{kind}"] = weights[f"{ours}.mlp.c_proj.{kind}"]
             names[f"{theirs}.layer_norm1.{kind}"] = weights[f"{ours}.ln_1.{kind}"]
             names[f"{theirs}.layer_norm2.{kind}"] = weights[f"{ours}.ln_2.{kind}"]
     expected_names = {name for name in model.state_dict() if not name.endswith("position_ids")}
-    renamed = {
-        n if n in expected_names else n.removeprefix("text_model."): value for n, value in names.items()
-    }
+    renamed = {n if n in expected_names else n.removeprefix("text_model."): value for n, value in names.items()}
     assert set(renamed) == expected_names
     model.load_state_dict(renamed, strict=False)
     texts = ["a red circle", "A large blue star above a small dotted heart."]

@@ -332,3 +332,32 @@ def test_against_a_folder_of_pictures(tmp_path: Path) -> None:
     with pytest.raises(HeadraceError, match="no folder of pictures") as caught:
         run(DedupConfig(against=str(tmp_path / "nowhere")), data)
     assert caught.value.code == MISSING
+
+
+@pytest.mark.slow
+def test_planted_copies_of_scenes_are_found_and_distinct_scenes_are_not(tmp_path: Path) -> None:
+    from pipeline.miniweb.content import generator
+    from pipeline.miniweb.pictures import Picture, encode
+    from pipeline.miniweb.planters import COPIES, _edited
+    from pipeline.miniweb.scenes import scene
+    from pipeline.score import ScoreConfig
+    from pipeline.score import run as run_score
+
+    rows = []
+    for index in range(200):
+        shown = scene(11, index)
+        rows.append(Row(encode(Picture(shown)), f"scene {index}", url=f"http://h/{index}/original"))
+        for name in COPIES[2:]:
+            edit = _edited(name, index, generator("test", index).random(8).tolist())
+            rows.append(Row(encode(Picture(shown, **edit)), f"scene {index}", url=f"http://h/{index}/{name}"))
+    data = make_raw(tmp_path, rows, shard_size=500)
+    run_score(ScoreConfig(signals=["phash", "clip"]), data)
+    run_filter(FilterConfig(), data)
+    run(DedupConfig(), data)
+    scenes = {url: url.split("/")[3] for url in by_url(data)}
+    kept = [scenes[url] for url, (_, other, _) in by_url(data).items() if other is None]
+    pairs = [(scenes[url], scenes[other]) for url, (_, other, _) in by_url(data).items() if other is not None]
+    recall = (len(rows) - len(kept)) / (len(rows) - len(set(scenes.values())))
+    precision = sum(a == b for a, b in pairs) / len(pairs)
+    print(f"copies found {recall:.4f}, right {precision:.4f}")
+    assert recall >= 0.97 and precision >= 0.99

@@ -35,8 +35,7 @@ def test_left_stays_left_and_colours_stay() -> None:
 def test_the_same_generator_state_gives_the_same_pictures() -> None:
     pictures = two_halves(5)
     one, other, third = (
-        vary_pictures(pictures, (32, 32), Augmentation(), torch.Generator().manual_seed(seed))
-        for seed in (1, 1, 2)
+        vary_pictures(pictures, (32, 32), Augmentation(), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
     )
     assert torch.equal(one, other) and not torch.equal(one, third)
 
@@ -47,8 +46,7 @@ def test_keywords_are_dropped_and_reordered_sentences_are_not() -> None:
     assert len(keywords) > 10
     assert all(set(text.split(", ")) <= {"owl", "bird", "animal", "night"} for text in keywords)
     assert all(
-        vary_caption("a red circle, blue background", 1.0, rng) == "a red circle, blue background"
-        for _ in range(9)
+        vary_caption("a red circle, blue background", 1.0, rng) == "a red circle, blue background" for _ in range(9)
     )
     assert all(vary_caption("owl, bird, animal", 0.0, rng) == "owl, bird, animal" for _ in range(9))
 

@@ -14,9 +14,7 @@ def test_auc_of_known_samples() -> None:
     assert auc(wrong, right) == pytest.approx(0.5 / 4)
     rng = np.random.default_rng(0)
     shifted, plain = (rng.normal(mean, 1, 200_000).astype(np.float32) for mean in (1, 0))
-    assert auc(shifted, plain) == pytest.approx(
-        0.7602, abs=0.003
-    )  # the normal distribution function at 1/sqrt(2)
+    assert auc(shifted, plain) == pytest.approx(0.7602, abs=0.003)  # the normal distribution function at 1/sqrt(2)
 
 
 def test_share_within_counts_equal_captions_as_one() -> None:

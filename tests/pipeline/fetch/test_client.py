@@ -268,6 +268,16 @@ def test_what_cannot_succeed_is_not(client: Make, web: Web, page: bytes) -> None
     assert len(web.log) == 1
 
 
+def test_a_host_known_to_be_out_of_reach_is_not_tried_again(client: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.fetch.client.BACKOFF", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    careful = client(robots=True, retries=2, connect={"gone.test": f"127.0.0.1:{port}"})
+    for name in ("one", "two"):  # robots.txt was asked for three times, and what came of it is remembered
+        fetched = careful.fetch(f"http://gone.test/{name}")
+        assert (fetched.error, fetched.attempts) == ("connect: connection refused", 1)
+
+
 def test_retryable_codes() -> None:
     for error in (
         "timeout",

@@ -1,0 +1,36 @@
+"""Figures of a run as lines of JSON and in TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+METRICS = "metrics.jsonl"
+
+
+class Log:
+    """Lines of `metrics.jsonl` and the same in TensorBoard; a resumed run drops what it will write again."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / METRICS
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and step else []
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Append one line."""
+        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+        self._file.flush()
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush both."""
+        self._file.close()
+        self._board.close()
