@@ -41,7 +41,6 @@ LEAVES = {
 }
 KEPT = ("recipe.toml", "miniweb", "urls", "raw", "signals", "decisions", "curated", "report")
 POLL = 0.005  # seconds between looks at what a run has printed
-WORKERS = 2  # of the run that all others are compared with
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class Kill:
 
     stage: str
     part: float
-    workers: int = WORKERS
-    whole_group: bool = True
+    workers: int
+    whole_group: bool
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,11 @@ class Bench:
         self.files: dict[str, str] = {}
         self.lasted: dict[str, float] = {}
 
-    def refer(self) -> None:
+    def refer(self, workers: int) -> None:
         """Run once undisturbed: the files to compare with, and how long each stage takes."""
         ends: dict[str, float] = {}
         started = time.monotonic()
-        with self._start("reference", WORKERS) as process:
+        with self._start("reference", workers) as process:
             while process.poll() is None:
                 for stage in self._ended("reference") - ends.keys():
                     ends[stage] = time.monotonic()
@@ -203,11 +202,11 @@ def line(trial: Trial) -> str:
 def bench(recipe: Path, root: Path, count: int, seed: int, jobs: int) -> list[Trial]:
     """All trials, printed as they end."""
     runs = Bench(recipe, root)
-    runs.refer()
+    runs.refer(workers=2)
     lasted = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in runs.lasted.items())
     print(f"undisturbed: {sum(runs.lasted.values()):.1f} s ({lasted}), {len(runs.files)} files", flush=True)
     print(f"{'killed':>8}  {'during':<12}{'who':<8}workers{'again':>10}{'files':>7}  equal", flush=True)
-    trials = [runs.undisturbed(3 - WORKERS)]
+    trials = [runs.undisturbed(workers=1)]
     print(line(trials[0]), flush=True)
     with ThreadPoolExecutor(jobs) as pool:
         for trial in pool.map(runs.killed, range(count), kills(runs.lasted, count, random.Random(seed))):

@@ -49,7 +49,10 @@ def _parameter(path: str, field: FieldInfo) -> inspect.Parameter:
         kind = list[str]
     option = typer.Option(*words, help=_help(field), show_default=False)
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Union[kind, None], option]  # noqa: UP007
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[Union[kind, None], option],  # noqa: UP007
     )
 
 

@@ -26,13 +26,21 @@ shard_size = 8
 """
 
 
+@pytest.fixture
+def compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of a short run is imports: let the first one compile for all, even where Python is told to keep nothing."""
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path / "compiled"))
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+
+
+@pytest.mark.usefixtures("compiled_once")
 def test_a_run_killed_in_download_or_pack_ends_as_if_undisturbed(tmp_path: Path) -> None:
     recipe = tmp_path / "small.toml"
     recipe.write_text(SMALL)
     runs = Bench(recipe, tmp_path)
-    runs.refer()
+    runs.refer(workers=1)
     assert {"curated/dataset.json", "raw/00003.tar", "decisions/dedup.parquet"} <= runs.files.keys()
-    for number, chosen in enumerate((Kill("download", 0.85, workers=1), Kill("pack", 0.5, whole_group=False))):
+    for number, chosen in enumerate((Kill("download", 0.85, 1, True), Kill("pack", 0.5, 2, False))):
         trial = runs.killed(number, chosen)
         assert trial.during is not None
         assert (trial.different, trial.findings) == ((), 0)

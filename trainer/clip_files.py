@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base import atomic_path, write_bytes, write_json
+from pipeline.base import write_bytes, write_json
 from trainer.config import ClipConfig
 
 if TYPE_CHECKING:
@@ -19,12 +19,11 @@ WEIGHTS = "open_clip_model.safetensors"
 
 def write_model(folder: Path, config: ClipConfig, weights: Mapping[str, Tensor]) -> None:
     """Write config and weights (float16; counters as they are)."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     half = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in weights.items()}
     write_json(folder / CONFIG, {"model_cfg": config.model_cfg, "preprocess_cfg": config.preprocess_cfg})
-    with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(half, temporary)
+    write_bytes(folder / WEIGHTS, save(half))
 
 
 def write_card(

@@ -24,19 +24,26 @@ class FetchConfig(Config):
     address guard.
     """
 
-    user_agent: str = "headrace/0.1 (+https://github.com/headrace/headrace; research image-text curation)"
-    connect_timeout: float = Field(default=5.0, gt=0)
-    read_timeout: float = Field(default=10.0, gt=0)
-    total_timeout: float = Field(default=30.0, gt=0)
-    max_wait: float = Field(default=120.0, ge=0)
-    max_bytes: int = Field(default=20_000_000, gt=0)
-    max_redirects: int = Field(default=5, ge=0)
-    retries: int = Field(default=2, ge=0)
-    per_host_connections: int = Field(default=4, gt=0)
-    per_host_rate: float = Field(default=10.0, gt=0)
-    robots: bool = True
-    opt_out: bool = True
-    connect: dict[str, str] = Field(default_factory=dict)
+    user_agent: str = Field(
+        "headrace/0.1 (+https://github.com/headrace/headrace; research image-text curation)",
+        description="how the fetcher names itself",
+    )
+    connect_timeout: float = Field(default=5.0, gt=0, description="seconds to connect")
+    read_timeout: float = Field(default=10.0, gt=0, description="seconds between two pieces of an answer")
+    total_timeout: float = Field(default=30.0, gt=0, description="seconds of talking for a URL, retries included")
+    max_wait: float = Field(
+        default=120.0,
+        ge=0,
+        description="seconds to wait for a host's turn or its Retry-After",
+    )
+    max_bytes: int = Field(default=20_000_000, gt=0, description="bytes of a picture; a larger one is given up")
+    max_redirects: int = Field(default=5, ge=0, description="redirects to follow")
+    retries: int = Field(default=2, ge=0, description="further attempts at what can still succeed")
+    per_host_connections: int = Field(default=4, gt=0, description="connections to a host at once, over all workers")
+    per_host_rate: float = Field(default=10.0, gt=0, description="requests a second to a host, over all workers")
+    robots: bool = Field(True, description="obey robots.txt")
+    opt_out: bool = Field(True, description="honour opt-outs from training: X-Robots-Tag, TDM reservations")
+    connect: dict[str, str] = Field({}, description="PATTERN=HOST:PORT of a server of your own; repeatable")
 
     @field_validator("connect")
     @classmethod

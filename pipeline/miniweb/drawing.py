@@ -69,9 +69,7 @@ def _shape_mask(shape: str, box: int, centre: tuple[float, float], radius: float
     return mask.reduce(k)
 
 
-def _texture_mask(
-    texture: str, box: int, centre: tuple[float, float], radius: float, turn: float
-) -> Image.Image:
+def _texture_mask(texture: str, box: int, centre: tuple[float, float], radius: float, turn: float) -> Image.Image:
     """Antialiased mask of the stripes or dots; their pitch follows the object's radius."""
     k = _OVERSAMPLE
     mask = Image.new("L", (box * k, box * k), 0)

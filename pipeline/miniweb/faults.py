@@ -46,9 +46,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("redirect_loop", "two pages that redirect to each other", "fetch:redirect_loop", 5),
     Fault("redirect_chain", "25 redirects in a row", "fetch:redirect_loop", 3),
     Fault("redirect_file", "redirect to file:///etc/passwd and other schemes", "fetch:redirect_scheme", 4),
-    Fault(
-        "redirect_private", "redirect to a loopback, private or metadata address", "fetch:blocked_address", 8
-    ),
+    Fault("redirect_private", "redirect to a loopback, private or metadata address", "fetch:blocked_address", 8),
     # travels oddly, arrives well
     Fault("chunked", "chunked transfer encoding", "keep", 5),
     Fault("gzip_picture", "Content-Encoding: gzip, asked for or not", "keep", 4),
@@ -64,9 +62,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("slow_host", "a host that answers after 0.15 s", "keep", 12),
     Fault("wrong_type", "a picture sent as text/html, text/plain or octet-stream", "keep", 6),
     Fault("wrong_extension", "a picture whose name ends in .php, .png (a JPEG) or nothing", "keep", 6),
-    Fault(
-        "odd_url", "commas, spaces, non-ASCII, quotes, IDN host, port, fragment, case, very long", "keep", 24
-    ),
+    Fault("odd_url", "commas, spaces, non-ASCII, quotes, IDN host, port, fragment, case, very long", "keep", 24),
     # wishes
     Fault("robots_all", "robots.txt disallows everybody", "fetch:robots", 8),
     Fault("robots_agent", "robots.txt disallows this crawler by name", "fetch:robots", 6),
@@ -79,9 +75,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("opt_out_usage", "Content-Usage: train-ai=n", "fetch:opt_out", 3),
     Fault("opt_out_tdm", "tdm-reservation: 1", "fetch:opt_out", 4),
     Fault("opt_out_tdm_file", "the path is reserved by /.well-known/tdmrep.json", "fetch:opt_out", 4),
-    Fault(
-        "not_opt_out", "X-Robots-Tag for other agents or about other things, tdm-reservation: 0", "keep", 24
-    ),
+    Fault("not_opt_out", "X-Robots-Tag for other agents or about other things, tdm-reservation: 0", "keep", 24),
     Fault("open_tdm_file", "a path that the host's tdmrep.json leaves free", "keep", 4),
     # no picture
     Fault("html", "an HTML page named .jpg, also as image/jpeg", "image:not_an_image", 12),
@@ -139,9 +133,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("long_caption", "500 words and more, one of 1 MB", "filter:max_words", 4),
     # URLs
     Fault("no_url", "no URL, or an empty one", "urls:no_url|urls:invalid_url", 4),
-    Fault(
-        "invalid_url", "no host, a bad port, a bad IPv6 literal, a relative path, …", "urls:invalid_url", 14
-    ),
+    Fault("invalid_url", "no host, a bad port, a bad IPv6 literal, a relative path, …", "urls:invalid_url", 14),
     Fault("scheme", "file, ftp, data, javascript, s3, gopher", "urls:scheme", 12),
     Fault("private_address", "loopback, private, metadata, in every spelling", "fetch:blocked_address", 22),
     # near-duplicates: groups of one original and two copies on average

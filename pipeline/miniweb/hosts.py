@@ -38,9 +38,7 @@ _ROBOTS = {
     WALLED: "User-agent: *\nDisallow: /pictures/\nAllow: /pictures/open/\nDisallow: /*.webp$\n",
     OTHERS_ONLY: "User-agent: GPTBot\nUser-agent: CCBot\nDisallow: /\n\nUser-agent: *\nDisallow:\n",
 }
-_POLITE = (
-    "# welcome\nUser-agent: *\nDisallow: /admin/\nDisallow: /search?\n\nSitemap: http://{host}/sitemap.xml\n"
-)
+_POLITE = "# welcome\nUser-agent: *\nDisallow: /admin/\nDisallow: /search?\n\nSitemap: http://{host}/sitemap.xml\n"
 
 
 def robots_txt(host: str) -> tuple[int, str]:

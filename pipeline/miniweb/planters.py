@@ -201,9 +201,7 @@ PLANTERS: dict[str, Planter] = {
     "redirect": _redirected,
     "redirect_loop": _chain(2, closed=True),
     "redirect_chain": _chain(26, closed=False),
-    "redirect_file": _redirect_to(
-        "file:///etc/passwd", "ftp://files.miniweb.test/a.jpg", "data:image/png;base64,AA=="
-    ),
+    "redirect_file": _redirect_to("file:///etc/passwd", "ftp://files.miniweb.test/a.jpg", "data:image/png;base64,AA=="),
     "redirect_private": _redirect_to(*_PRIVATE),
     "chunked": _with(Reply(delivery="chunked")),
     "gzip_picture": _with(Reply(delivery="gzip")),
@@ -228,9 +226,7 @@ PLANTERS: dict[str, Planter] = {
     "robots_others": _elsewhere(hosts.OTHERS_ONLY),
     "opt_out_header": _headers(*_AGAINST),
     "opt_out_usage": _headers((("Content-Usage", "train-ai=n"),)),
-    "opt_out_tdm": _headers(
-        (("tdm-reservation", "1"),), (("TDM-Reservation", "1"), ("tdm-policy", "/p.json"))
-    ),
+    "opt_out_tdm": _headers((("tdm-reservation", "1"),), (("TDM-Reservation", "1"), ("tdm-policy", "/p.json"))),
     "opt_out_tdm_file": _elsewhere(hosts.RESERVED, "art", "art/prints"),
     "not_opt_out": _headers(*_NOT_AGAINST),
     "open_tdm_file": _elsewhere(hosts.RESERVED, "press", "photos"),
@@ -294,9 +290,7 @@ def copy(maker: Maker, name: str, original: PlannedUrl) -> PlannedUrl:
         return told
     reply = original.routes[0][1]
     assert reply.picture is not None, "an original answers with a picture"
-    changed = replace(
-        reply.picture, **_edited(name, number, generator("copy", maker.seed, number).random(8).tolist())
-    )
+    changed = replace(reply.picture, **_edited(name, number, generator("copy", maker.seed, number).random(8).tolist()))
     extension = "webp" if changed.form == "webp" else "jpg"
     row = maker.other(told, extension=extension)
     return replace(row, routes=((str(row.url), replace(reply, picture=changed)),))

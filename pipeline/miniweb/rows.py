@@ -81,9 +81,7 @@ class Maker:
         shown = shown or self.scene(held)
         side = side or SIDES[number % len(SIDES)]
         planned = Picture(shown, side=side, **picture)
-        ending = (
-            extension if extension is not None else _EXTENSIONS.get(planned.form.partition("_")[0], "jpg")
-        )
+        ending = extension if extension is not None else _EXTENSIONS.get(planned.form.partition("_")[0], "jpg")
         url = self.url(shown, number, host, folder, ending)
         reply = reply or Reply()
         reply = replace(reply, picture=planned) if not reply.picture else reply

@@ -77,9 +77,7 @@ def running(routes: Iterable[tuple[str, Reply]]) -> Iterator[Server]:
             process.stdin.flush()
             ports = process.stdout.readline().split()
             if not ports:
-                raise HeadraceError(
-                    "the mini-web's server did not start", hint="its own message stands above"
-                )
+                raise HeadraceError("the mini-web's server did not start", hint="its own message stands above")
             yield Server(*map(int, ports))
         finally:
             with contextlib.suppress(BrokenPipeError):
@@ -180,9 +178,7 @@ async def _converse(site: _Site, reader: asyncio.StreamReader, writer: asyncio.S
 def _parse(head: bytes) -> _Request:
     lines = head.decode("latin-1").split("\r\n")
     method, target, version = [*lines[0].split(" "), "", ""][:3]
-    headers = {
-        name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])
-    }
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
     host = headers.get("host", "").rsplit(":", 1)[0].lower()
     keep_alive = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close"
     return _Request(method, host, unquote(target), headers.get("user-agent", ""), keep_alive)

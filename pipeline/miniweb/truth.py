@@ -96,8 +96,7 @@ def planted_table(rows: Iterable[Outcome]) -> Planted:
     names = [name for name in (CLEAN, *BY_NAME) if name in by_fault]
     return Planted(
         faults=tuple(
-            _count(name, [rows[i] for i in by_fault[name]], [right[i] for i in by_fault[name]])
-            for name in names
+            _count(name, [rows[i] for i in by_fault[name]], [right[i] for i in by_fault[name]]) for name in names
         ),
         duplicates=_duplicates(rows),
         captions=_captions(rows),

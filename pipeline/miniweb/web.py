@@ -91,9 +91,7 @@ def _awkward(row: PlannedUrl, seed: int, index: int) -> dict[str, Any]:
     step = (index * 7919 + seed) % 10_007
     objects = row.scene.objects if row.scene else ()
     return {
-        "taken": None
-        if step % 11 == 0
-        else datetime(1955, 1, 1, tzinfo=UTC) + timedelta(seconds=step * 199_999.25),
+        "taken": None if step % 11 == 0 else datetime(1955, 1, 1, tzinfo=UTC) + timedelta(seconds=step * 199_999.25),
         "likes": None if step % 5 == 0 else step - 100,
         "tags": None if step % 7 == 0 else [thing.shape for thing in objects][: step % 3],
         "width": 100 + step % 900,

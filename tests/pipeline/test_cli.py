@@ -65,7 +65,6 @@ ERRORS = [
     (["run", "laion"], 2, "no list of URLs is named"),
     (["download", "missing.parquet"], 3, "missing.parquet"),
     (["score"], 3, "holds no raw shards"),
-    (["filter", "--min-clip", "7"], 2, "`filter.min_clip`: input should be less than or equal to 1, not 7.0"),
     (["verify", "nowhere"], 3, "nowhere"),
     (["status"], 3, "holds no run"),
 ]
@@ -92,6 +91,9 @@ def test_a_new_threshold_is_one_command_and_is_remembered(tmp_path: Path) -> Non
     rows = [Row(picture(i, 64 + 16 * i), f"picture number {i}") for i in range(6)]
     make_raw(tmp_path / "data", rows, shard_size=4)
     assert curate("score", "--signals", "image,caption,phash", cwd=tmp_path).returncode == 0
+    wrong = curate("filter", "--min-clip", "7", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "`filter.min_clip`: input should be less than or equal to 1, not 7.0" in wrong.stderr
     result = curate("filter", "--min-side", "90", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "min_side" in result.stdout and "kept" in result.stdout

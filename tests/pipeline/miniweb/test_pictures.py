@@ -42,9 +42,7 @@ def test_every_form_is_what_it_says_and_shows_the_scene(form: str) -> None:
 
 def test_modes_are_the_awkward_ones() -> None:
     modes = {form: opened(encode(Picture(SHOWN, side=64, form=form))).mode for form in TYPES}
-    assert (
-        modes["jpeg_cmyk"] == "CMYK" and modes["jpeg_grey"] == "L" and modes["png_grey16"].startswith("I;16")
-    )
+    assert modes["jpeg_cmyk"] == "CMYK" and modes["jpeg_grey"] == "L" and modes["png_grey16"].startswith("I;16")
     assert modes["png_palette"] == modes["gif"] == "P" and modes["png_transparent"] == "RGBA"
     assert encode(Picture(SHOWN, side=64, form="png_16bit"))[24] == 16
 

@@ -36,9 +36,7 @@ def test_counts_are_the_tables(plan: list[PlannedUrl]) -> None:
     seen = Counter(row.fault for row in plan)
     assert len(plan) == 3000 and {**seen} == {CLEAN: seen[CLEAN], **counts(3000)}
     assert 0.6 <= seen[CLEAN] / 3000 <= 0.65
-    assert all(
-        row.expected == (BY_NAME[row.fault].expected if row.fault != CLEAN else "keep") for row in plan
-    )
+    assert all(row.expected == (BY_NAME[row.fault].expected if row.fault != CLEAN else "keep") for row in plan)
 
 
 def test_equal_arguments_give_equal_plans_and_another_seed_another(plan: list[PlannedUrl]) -> None:
@@ -111,9 +109,7 @@ def test_exact_copies_have_the_originals_bytes(plan: list[PlannedUrl]) -> None:
 def test_repeated_rows_come_after_what_they_repeat(plan: list[PlannedUrl]) -> None:
     for i, row in enumerate(plan):
         if row.fault == "repeated_row":
-            first = next(
-                k for k, other in enumerate(plan) if (other.url, other.caption) == (row.url, row.caption)
-            )
+            first = next(k for k, other in enumerate(plan) if (other.url, other.caption) == (row.url, row.caption))
             assert first < i and plan[first].fault == CLEAN
 
 
@@ -144,6 +140,4 @@ def test_planted_captions_are_told_from_true_ones_by_their_text(plan: list[Plann
     assert all(spam_like(str(row.caption)) for row in of(plan, "spam_caption"))
     assert all(filename_like(str(row.caption)) for row in of(plan, "filename_caption"))
     for fault in (CLEAN, "wrong_caption", "repeated_caption", "long_caption", "foreign_caption"):
-        assert not any(
-            spam_like(text) or filename_like(text) for text in (str(row.caption) for row in of(plan, fault))
-        )
+        assert not any(spam_like(text) or filename_like(text) for text in (str(row.caption) for row in of(plan, fault)))

@@ -43,9 +43,7 @@ def test_scenes_are_many_and_varied() -> None:
     assert len({replace(s, seed=0) for s in some}) > 1450
     things = [thing for s in some for thing in s.objects]
     assert {t.shape for t in things} == set(scenes.SHAPES) and {t.colour for t in things} == set(COLOURS)
-    assert {s.relation for s in some} == {None, *scenes.RELATIONS} and {s.background for s in some} == set(
-        BACKGROUNDS
-    )
+    assert {s.relation for s in some} == {None, *scenes.RELATIONS} and {s.background for s in some} == set(BACKGROUNDS)
 
 
 def test_colours_can_be_told_apart_and_stand_out() -> None:
@@ -63,9 +61,7 @@ def test_held_out_is_one_in_sixteen_and_blind_to_order_and_look() -> None:
     share = np.mean([held_out(scene(4, k)) for k in range(8000)])
     assert 0.05 < share < 0.075
     for s in (scene(5, k) for k in range(200)):
-        looks = replace(
-            s, background="grey", seed=1, objects=tuple(replace(t, size="small") for t in s.objects)
-        )
+        looks = replace(s, background="grey", seed=1, objects=tuple(replace(t, size="small") for t in s.objects))
         turned = replace(s, objects=s.objects[::-1], relation=s.relation and INVERSE[s.relation])
         assert held_out(s) == held_out(looks) == held_out(turned)
         assert combination(s) == combination(turned)
@@ -90,9 +86,7 @@ def test_objects_stand_as_the_relation_says(relation: str) -> None:
 def test_every_shape_keeps_inside_the_picture_and_is_filled(shape: str) -> None:
     for nuisance in range(20):
         thing = Object(shape, "white", "small", "plain")
-        pixels = np.asarray(
-            draw(Scene((thing, replace(STAR, colour="blue")), "above", "navy", nuisance), 128)
-        )
+        pixels = np.asarray(draw(Scene((thing, replace(STAR, colour="blue")), "above", "navy", nuisance), 128))
         mask = pixels.min(axis=2) > 200
         assert not (mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
         assert mask.sum() > 0.2 * (0.3 * 128) ** 2
@@ -136,9 +130,7 @@ def test_articles_fit() -> None:
     shown = Scene((Object("star", "orange", "small", "plain"),), None, "aqua", 0)
     texts = [caption(shown, variant) for variant in range(100)]
     assert not any(" a orange" in text or " a aqua" in text or "an small" in text for text in texts)
-    assert any("an aqua" in text for text in texts) and any(
-        "an orange star" in text.lower() for text in texts
-    )
+    assert any("an aqua" in text for text in texts) and any("an orange star" in text.lower() for text in texts)
 
 
 def test_swaps_are_wrong_in_one_respect() -> None:

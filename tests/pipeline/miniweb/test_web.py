@@ -68,9 +68,7 @@ def test_a_real_client_gets_the_right_fate_at_every_url(tmp_path: Path) -> None:
 
 
 def test_fates_are_written_and_read_back(tmp_path: Path) -> None:
-    def listed(
-        fault: str, expected: str, group: str | None = None, split: str = "train"
-    ) -> dict[str, str | None]:
+    def listed(fault: str, expected: str, group: str | None = None, split: str = "train") -> dict[str, str | None]:
         return {"fault": fault, "expected": expected, "dup_group": group, "split": split}
 
     data = make_raw(
