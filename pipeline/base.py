@@ -52,6 +52,7 @@ def hush_libraries() -> None:
     logging.disable(logging.WARNING)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+        sys.warnoptions.append("ignore")  # Python hands these to the processes it starts
 
 
 def parse_config(kind: type[C], values: Mapping[str, Any], where: str) -> C:

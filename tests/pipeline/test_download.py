@@ -147,11 +147,11 @@ def test_a_lost_shard_is_fetched_anew_and_is_the_same(tmp_path: Path, web: Web) 
 def test_another_list_or_other_pictures_are_refused(tmp_path: Path, web: Web) -> None:
     urls, data = write_list(tmp_path / "l.parquet", NAMES), DataDir(tmp_path / "d")
     download.run(settings(web, urls), data)
-    with pytest.raises(HeadraceError, match=r"other settings \(image\)") as caught:
+    with pytest.raises(HeadraceError, match=r"other settings \(image of `download`\)") as caught:
         download.run(settings(web, urls, image=ImageConfig(image_size=64)), data)
     assert caught.value.code == 4
     other = write_list(tmp_path / "o.parquet", NAMES[:5])
-    with pytest.raises(HeadraceError, match=r"other settings \(list\)"):
+    with pytest.raises(HeadraceError, match=r"another list or with other settings \(list"):
         download.run(settings(web, other), data)
     download.forget(data)
     assert download.run(settings(web, other), data).rows == 5

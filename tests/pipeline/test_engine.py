@@ -119,7 +119,7 @@ def test_books_that_do_not_balance_mark_nothing(tmp_path: Path) -> None:
 def test_other_settings_are_refused_where_bytes_cannot_be_remade(tmp_path: Path) -> None:
     data, shards = make(tmp_path)
     run_stage(data, {"copy": {"size": 1}}, Copy(data), shards, refuse_change=True)
-    with pytest.raises(HeadraceError, match="other settings \\(size\\)") as caught:
+    with pytest.raises(HeadraceError, match=r"other settings \(size of `copy`\)") as caught:
         run_stage(data, {"copy": {"size": 2}}, Copy(data), shards, refuse_change=True)
     assert caught.value.code == 4 and "--redo" in str(caught.value.hint)
 

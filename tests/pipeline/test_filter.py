@@ -197,7 +197,6 @@ def test_where_sees_raw_signals_and_the_lists_own_columns(tmp_path: Path) -> Non
         "count(*) > 1",
         "no_such_column > 1",
         "caption",
-        "",
         "/*",
         "((((",
     ],
@@ -210,6 +209,11 @@ def test_where_is_one_condition_and_locked_down(tmp_path: Path, where: str) -> N
         decide(data, where=where.format(file=file))
     assert "\n" not in caught.value.message and caught.value.hint
     assert file.read_text() == "x" and not (data.root / FILTER).exists()
+
+
+def test_an_empty_condition_is_no_setting() -> None:
+    with pytest.raises(ValueError, match="at least 1 character"):
+        FilterConfig(where="")
 
 
 @pytest.mark.parametrize(
