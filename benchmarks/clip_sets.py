@@ -1,6 +1,7 @@
 """Writes the two packed sets that the embedded CLIP is trained on: `python benchmarks/clip_sets.py OUT [--corpus DIR]`.
 
-`OUT/scenes`: mini-web scenes, train without and val with the held-out combinations. `OUT/clipart`: the corpus' clip art
+`OUT/scenes`: mini-web scenes, train without and val with the held-out combinations; of every third training scene only
+one object is drawn, and its caption tells its place, since sides are learned from one object before two. `OUT/clipart`: the corpus' clip art
 and emoji; val is the quarter whose path hashes below 64, and what is nearly a copy of one of those is in neither.
 The stamps are in neither. Equal calls write equal bytes.
 """
@@ -32,6 +33,7 @@ from pipeline.shards import FORMAT_VERSION, TarWriter, canonical_json, shard_nam
 CORPUS = Path(__file__).resolve().parents[1] / "../shared/corpus"
 TRAIN_SEED, VAL_SEED, VAL_SCENES = 4242, 777, 2000
 PER_SHARD = 2000
+PLACED_EVERY = 3  # every n-th training scene shows one of its objects only
 SIDES = ([96, 128, 160, 224], [0.3, 0.4, 0.2, 0.1])  # pixels of a scene's side, and how often
 
 
@@ -47,7 +49,7 @@ class Row(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--scenes", type=int, default=60_000)
+    parser.add_argument("--scenes", type=int, default=90_000)
     parser.add_argument("--corpus", type=Path, default=CORPUS)
     options = parser.parse_args()
     counts = {
@@ -72,9 +74,14 @@ def drawn(count: int, seed: int, held: bool) -> Iterator[Row]:
         side, variant = int(rng.choice(SIDES[0], p=SIDES[1])), int(rng.integers(1 << 30))
         quality = int(rng.integers(75, 96))
         sampling = "420" if rng.random() < 0.7 else "444"
-        pixels = np.ascontiguousarray(np.asarray(scenes.draw(scene, side)))
+        only = int(rng.integers(2)) if not held and scene.relation and index % PLACED_EVERY == 0 else None
+        pixels = np.ascontiguousarray(np.asarray(scenes.draw(scene, side, only)))
+        if only is None:
+            told, wrong = scenes.caption(scene, variant), scenes.swaps(scene, variant)
+        else:
+            told, opposite = scenes.placed(scene, only, variant)
+            wrong = [opposite]
         picture = simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling=sampling)
-        told, wrong = scenes.caption(scene, variant), scenes.swaps(scene, variant)
         yield Row(f"{seed}/{index}", picture, told, side, side, wrong)
 
 

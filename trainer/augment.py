@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trainer.config import Augmentation
 
 COARSE_GROUPS = 4
+FRAME_WIDTH = 0.1
 
 # Words of one group are exchanged for each other where a caption holds two different ones of them.
 EXCHANGED = (
@@ -28,7 +29,7 @@ OPPOSITES = (("left", "right"), ("above", "below"), ("top", "bottom"), ("over", 
 def vary_pictures(
     pictures: torch.Tensor, size: tuple[int, int], how: Augmentation, generator: torch.Generator
 ) -> torch.Tensor:
-    """Cropped, stretched, slightly recoloured and coarsened pictures.
+    """Cropped, stretched, slightly recoloured, coarsened and framed pictures.
 
     uint8 (N, 3, H, W) -> uint8 (N, 3, *size). Nothing is mirrored or turned.
     """
@@ -56,7 +57,20 @@ def vary_pictures(
     shift = 255 * how.tint * (2 * uniform(count, 3, 1, 1) - 1)
     sigma = 255 * how.noise * uniform(count, 1, 1, 1)
     noise = torch.randn(out.shape, generator=generator)
-    return (out * gain + shift + sigma * noise).round().clamp(0, 255).to(torch.uint8)
+    out = (out * gain + shift + sigma * noise).clamp(0, 255)
+    framed = _frames(size, how.frame, uniform(count, 2))
+    grey = 255 * uniform(count, 1, 1, 1).mul(2).clamp(max=1)  # every second frame is white
+    return torch.where(framed, grey, out).round().to(torch.uint8)
+
+
+def _frames(size: tuple[int, int], share: float, draws: torch.Tensor) -> torch.Tensor:
+    """Where a `share` of the pictures have a frame: bool (N, 1, *size), at most FRAME_WIDTH of a side wide."""
+    import torch
+
+    width = torch.where(draws[:, 0] < share, FRAME_WIDTH * draws[:, 1], 0)[:, None]
+    near = [torch.minimum(line, 1 - line) for line in ((torch.arange(n) + 0.5) / n for n in size)]
+    rows, columns = (edge[None, :] < width for edge in near)
+    return (rows[:, :, None] | columns[:, None, :])[:, None]
 
 
 def _coarsened(pictures: torch.Tensor, share: float, draws: torch.Tensor) -> torch.Tensor:

@@ -104,6 +104,15 @@ def caption(scene: Scene, variant: int) -> str:
     return _told(scene.objects, scene.relation, scene.background, _phrasing(variant))
 
 
+def placed(scene: Scene, which: int, variant: int) -> tuple[str, str]:
+    """One object of a scene of two in words, where the other is not drawn: its true place, and the opposite one."""
+    how = _phrasing(variant)
+    relation = scene.relation or ""
+    name, (here, there) = _named(scene.objects[which], how), _PLACES[INVERSE[relation] if which else relation]
+    true, false = (f"{how.opening}{name} {place}" for place in (here, there))
+    return true, false
+
+
 def swaps(scene: Scene, variant: int) -> list[str]:
     """The caption with colours, sizes or the relation exchanged, in that order; only those that are wrong."""
     if scene.relation is None:

@@ -148,10 +148,15 @@ def _places(scene: Scene, noise: NDArray[np.float64]) -> list[tuple[tuple[float,
     return placed
 
 
-def draw(scene: Scene, side: int = 256) -> Image.Image:
-    """The scene as an RGB picture of `side` by `side` pixels; another side shows the same picture."""
+def draw(scene: Scene, side: int = 256, only: int | None = None) -> Image.Image:
+    """The scene, or `only` one of its objects where it stands in it, as an RGB picture of `side` by `side` pixels.
+
+    Another side shows the same picture.
+    """
     noise = generator("nuisance", scene.seed).random(7 + 2 * 8 + 5 + _CLUTTER**2)
     canvas = _ground(scene, side, noise[23:])
     for k, (at, radius) in enumerate(_places(scene, noise[:7])):
+        if only not in (None, k):
+            continue
         _paint(canvas, scene.objects[k], at, radius, noise[7 + 8 * k : 15 + 8 * k])
     return canvas

@@ -8,7 +8,7 @@ files or faults.
 import hashlib
 from dataclasses import replace
 
-from pipeline.miniweb.captions import caption, swaps
+from pipeline.miniweb.captions import caption, placed, swaps
 from pipeline.miniweb.content import (
     BACKGROUNDS,
     COLOURS,
@@ -39,6 +39,7 @@ __all__ = [
     "differences",
     "draw",
     "held_out",
+    "placed",
     "scene",
     "swaps",
     "wrong_caption",

@@ -9,7 +9,7 @@ import torch
 from trainer.augment import swapped_captions, vary_caption, vary_pictures
 from trainer.config import Augmentation
 
-STILL = Augmentation(crop=1, stretch=0, brightness=0, saturation=0, tint=0, coarse=0, noise=0, drop_parts=0)
+STILL = Augmentation(crop=1, stretch=0, brightness=0, saturation=0, tint=0, coarse=0, noise=0, frame=0, drop_parts=0)
 
 
 def two_halves(count: int) -> torch.Tensor:
@@ -25,11 +25,23 @@ def test_nothing_varies_when_told_so() -> None:
 
 
 def test_left_stays_left_and_colours_stay() -> None:
-    out = vary_pictures(two_halves(200), (32, 32), Augmentation(), torch.Generator().manual_seed(0)).float()
+    out = vary_pictures(two_halves(200), (32, 32), Augmentation(frame=0), torch.Generator().manual_seed(0)).float()
     left, right = out[:, :, :, :8].mean(dim=(2, 3)), out[:, :, :, -8:].mean(dim=(2, 3))
     assert out.shape == (200, 3, 32, 32)
     assert (left[:, 0] > 180).all() and (left[:, 2] < 60).all()
     assert (right[:, 2] > 180).all() and (right[:, 0] < 60).all()
+
+
+def test_frames_are_plain_at_most_a_tenth_wide_and_as_many_as_asked_for() -> None:
+    how = STILL.model_copy(update={"frame": 0.5})
+    out = vary_pictures(two_halves(400), (36, 36), how, torch.Generator().manual_seed(0))
+    changed = (out != two_halves(400)).any(dim=1)
+    assert not changed[:, 4:-4, 4:-4].any()
+    framed = changed.flatten(1).any(dim=1)
+    assert 0.35 < framed.float().mean() < 0.55  # of the half, those thinner than half a pixel show nothing
+    corners = out[framed][:, :, 0, 0]
+    assert (corners == corners[:, :1]).all()
+    assert 0.4 < (corners[:, 0] == 255).float().mean() < 0.6
 
 
 def test_the_same_generator_state_gives_the_same_pictures() -> None:
