@@ -1,9 +1,9 @@
 """Writes the two packed sets that the embedded CLIP is trained on: `python benchmarks/clip_sets.py OUT [--corpus DIR]`.
 
-`OUT/scenes`: mini-web scenes, train without and val with the held-out combinations; of every third training scene only
-one object is drawn, and its caption tells its place, since sides are learned from one object before two. `OUT/clipart`: the corpus' clip art
-and emoji; val is the quarter whose path hashes below 64, and what is nearly a copy of one of those is in neither.
-The stamps are in neither. Equal calls write equal bytes.
+`OUT/scenes`: mini-web scenes, train without and val with the held-out combinations. Of every third training scene only
+one object is drawn and told, with its place: sides are learned from one object before two. `OUT/clipart`: the corpus'
+clip art and emoji; val is the quarter whose path hashes below 64, and what is nearly a copy of one of those is in
+neither. The stamps are in neither. Equal calls write equal bytes.
 """
 
 from __future__ import annotations

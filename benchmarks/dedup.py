@@ -16,9 +16,9 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import neighbours
-from pipeline.choice import Links, choose
-from pipeline.neighbours import FLOOR, Fingerprints, near_pairs
+from pipeline.near import neighbours
+from pipeline.near.choice import Links, choose
+from pipeline.near.neighbours import FLOOR, Fingerprints, near_pairs
 
 DIMENSION = 256
 CENTRES = 500

@@ -21,7 +21,7 @@ from pipeline.engine import Summary, one_run, raw_markers
 from pipeline.filter import FilterConfig
 from pipeline.ingest import IngestConfig
 from pipeline.pack import PackConfig
-from pipeline.plaintext import visible
+from pipeline.page.plaintext import visible
 from pipeline.recipe import Recipe
 from pipeline.report import ReportConfig
 from pipeline.score import ScoreConfig
@@ -166,8 +166,13 @@ COMMON = (_keyword("data", Data, HERE), _keyword("as_json", Json, False))
 Work = Callable[..., Summary]
 
 
-def _stage(name: str, kind: type[Config], *extra: inspect.Parameter) -> Callable[[Work], Work]:
-    """Register `work(recipe, folder, …)` as the command of a stage, with `extra` parameters of its own."""
+def _stage(
+    name: str, kind: type[Config], *extra: inspect.Parameter, once: frozenset[str] = frozenset()
+) -> Callable[[Work], Work]:
+    """Register `work(recipe, folder, …)` as the command of a stage, with `extra` parameters of its own.
+
+    Options go into the folder's recipe, but for those that hold this `once`.
+    """
     arguments = [p for p in extra if p.kind is p.POSITIONAL_OR_KEYWORD]
     flags = [p for p in extra if p.kind is p.KEYWORD_ONLY]
     fields = options.parameters(kind, skip=frozenset(p.name for p in arguments))
@@ -178,9 +183,11 @@ def _stage(name: str, kind: type[Config], *extra: inspect.Parameter) -> Callable
             if name not in ("download", "ingest") and not folder.markers.is_dir():
                 raw_markers(folder)  # says so, before a folder of a mistyped name is made
             with one_run(folder):
-                chosen = recipe.folder_recipe(folder).override(name, options.given(kind, values))
+                before, given = recipe.folder_recipe(folder), options.given(kind, values)
+                chosen = before.override(name, given)
                 _tell(work(chosen, folder, **{p.name: values[p.name] for p in flags}), as_json)
-                recipe.save_recipe(chosen, folder)
+                lasting = {key: value for key, value in given.items() if key not in once}
+                recipe.save_recipe(before.override(name, lasting), folder)
             if name in ("filter", "dedup") and not as_json:
                 print(_funnel(folder))
 
@@ -200,9 +207,7 @@ def _stage(name: str, kind: type[Config], *extra: inspect.Parameter) -> Callable
     _argument("urls", "URLS", "The list: a path or glob of .parquet, .csv, .tsv, .json(l) or .txt files."),
     WORKERS,
     REDO,
-    _keyword(
-        "retry_failed", Annotated[bool, typer.Option("--retry-failed", help="Fetch again what can succeed.")], False
-    ),
+    RETRY,
 )
 def _download(chosen: Recipe, folder: DataDir, workers: int, redo: bool, retry_failed: bool) -> Summary:
     """Fetch a list of URLs into urls/ and raw/, politely, by img2dataset."""
@@ -225,7 +230,7 @@ def _ingest(chosen: Recipe, folder: DataDir, workers: int, redo: bool) -> Summar
     return ingest.run(chosen.ingest, folder, workers)
 
 
-@_stage("score", ScoreConfig, WORKERS)
+@_stage("score", ScoreConfig, WORKERS, once=frozenset({"signals"}))
 def _score(chosen: Recipe, folder: DataDir, workers: int) -> Summary:
     """Decode every stored picture once and write its signals: clip, safety, phash, image, caption."""
     from pipeline import score

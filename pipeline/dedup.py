@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from pipeline.aligned import Aligned, Column
-    from pipeline.choice import Chosen, Links
-    from pipeline.neighbours import Near
+    from pipeline.near.choice import Chosen, Links
+    from pipeline.near.neighbours import Near
+    from pipeline.verdict.aligned import Aligned, Column
 
 BATCH_ROWS = 100_000
 COLUMNS = ("key", "uid", "reason", "fails", "cluster", "kept_key", "cosine", "hamming")
@@ -56,9 +56,9 @@ def run(config: DedupConfig, data: DataDir) -> Summary:
         HeadraceError: `filter` has not run or no signal to compare by (code 3), or a held-out set scored by another
             CLIP (4).
     """
-    from pipeline.aligned import Aligned
-    from pipeline.neighbours import FLOOR
-    from pipeline.pairs import FindPairs
+    from pipeline.near.neighbours import FLOOR
+    from pipeline.near.pairs import FindPairs
+    from pipeline.verdict.aligned import Aligned
 
     aligned = Aligned(data)
     columns = _compared(aligned)
@@ -76,9 +76,9 @@ def run(config: DedupConfig, data: DataDir) -> Summary:
 
 def _run_against(config: DedupConfig, aligned: Aligned, columns: dict[str, Column]) -> tuple[str, ...]:
     """Find what is near the held-out set; without one, remove what an earlier run found. Returns the file, if any."""
-    from pipeline.heldout import fingerprint
-    from pipeline.neighbours import FLOOR
-    from pipeline.pairs import AGAINST, FindAgainst
+    from pipeline.near.heldout import fingerprint
+    from pipeline.near.neighbours import FLOOR
+    from pipeline.near.pairs import AGAINST, FindAgainst
 
     if config.against is None:
         run_stage(aligned.data, {"against": {}}, _no_work, [])
@@ -97,7 +97,7 @@ def _no_work(shard: Shard) -> dict[str, Part]:
 
 def _compared(aligned: Aligned) -> dict[str, Column]:
     """The columns that pictures are compared by."""
-    from pipeline.aligned import Column
+    from pipeline.verdict.aligned import Column
 
     found = {"phash": Column("phash", "phash"), "image_emb": Column("clip", "image_emb")}
     found = {name: column for name, column in found.items() if column.table in aligned.signals}
@@ -117,7 +117,7 @@ def _check_filter(aligned: Aligned) -> None:
 
 
 def _near(config: DedupConfig) -> Near:
-    from pipeline.neighbours import Near
+    from pipeline.near.neighbours import Near
 
     return Near(
         config.max_hamming, config.min_cosine, config.crop_hamming, config.crop_cosine, config.max_hamming_alone
@@ -137,7 +137,7 @@ class _Choose:
 
     def columns(self) -> dict[str, Column]:
         """What decides the keep order, besides the filter's own columns."""
-        from pipeline.aligned import Column
+        from pipeline.verdict.aligned import Column
 
         found = {name: Column("raw", name) for name in ("key", "sha256", *SIDES)}
         return found | ({"clip_sim": Column("clip", "clip_sim")} if "clip" in self.aligned.signals else {})
@@ -147,7 +147,7 @@ class _Choose:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        from pipeline.choice import choose
+        from pipeline.near.choice import choose
         from pipeline.tables import write_stream
 
         verdicts = read_parquet(self.aligned.data.root / FILTER)
@@ -179,7 +179,7 @@ class _Choose:
         import numpy as np
         import pyarrow as pa
 
-        from pipeline.pairs import AGAINST
+        from pipeline.near.pairs import AGAINST
 
         if not self.held_out:
             types = {"against_key": pa.string(), "cosine": pa.float32(), "hamming": pa.int32()}
@@ -205,7 +205,7 @@ def _links(table: pa.Table, names: tuple[str, str], keys: pa.ChunkedArray) -> Li
     """Stored pairs with row numbers for keys."""
     import pyarrow.compute as pc
 
-    from pipeline.choice import Links
+    from pipeline.near.choice import Links
 
     a, b = (_index_in(table[name], keys).to_numpy().astype("int64") for name in names)
     cosine = pc.fill_null(table["cosine"], float("nan")).to_numpy()
@@ -230,7 +230,7 @@ def _place(rows: pa.Table, rank: NDArray[np.int64]) -> NDArray[np.int64]:
     import numpy as np
     import pyarrow.compute as pc
 
-    from pipeline.choice import keep_order
+    from pipeline.near.choice import keep_order
 
     width, height = (
         pc.fill_null(pc.coalesce(rows[f"original_{side}"], rows[side]), 0).to_numpy() for side in ("width", "height")
@@ -246,7 +246,7 @@ def _clusters(links: Links, rank: NDArray[np.int64], uids: pa.ChunkedArray) -> p
     import numpy as np
     import pyarrow as pa
 
-    from pipeline.choice import components
+    from pipeline.near.choice import components
 
     least = components(len(rank), rank[links.a], rank[links.b])[rank]
     order = np.argsort(rank)

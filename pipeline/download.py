@@ -90,7 +90,7 @@ def forget(data: DataDir) -> None:
 
 
 def _write_list(config: DownloadConfig, data: DataDir) -> None:
-    from pipeline import lists
+    from pipeline.intake import lists
 
     if config.urls is None:
         raise HeadraceError("no list of URLs is named", hint="name one: `curate download URLS`, or --urls FILE")

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from pipeline.aligned import Aligned, Column
-    from pipeline.concepts import Concepts
-    from pipeline.rules import Rule
-    from pipeline.verdicts import Verdicts
+    from pipeline.verdict.aligned import Aligned, Column
+    from pipeline.verdict.concepts import Concepts
+    from pipeline.verdict.rules import Rule
+    from pipeline.verdict.verdicts import Verdicts
 
 BATCH_ROWS = 200_000
 PLACE = "__place"
@@ -79,7 +79,7 @@ def run(config: FilterConfig, data: DataDir) -> Summary:
     Raises:
         HeadraceError: for a rule whose signal was never scored (code 3), or a `where` that is no condition (code 2).
     """
-    from pipeline.aligned import Aligned
+    from pipeline.verdict.aligned import Aligned
 
     aligned = Aligned(data)
     plan = _plan(config, aligned)
@@ -100,16 +100,16 @@ class _Plan:
 
     def sql(self) -> str:
         """`base`, the reason before any rule, and `bits`, the rules that the row fails."""
-        from pipeline.rules import bit
+        from pipeline.verdict.rules import bit
 
         terms = [f"CASE WHEN {rule.fails} THEN {bit(rule.name)} ELSE 0 END" for rule in self.rules]
         return f"SELECT {self.base} AS base, ({' + '.join(['0', *terms])})::UINTEGER AS bits FROM rows"
 
 
 def _plan(config: FilterConfig, aligned: Aligned) -> _Plan:
-    from pipeline.concepts import Concepts
-    from pipeline.rules import base_reason, threshold_rules, where_rule
     from pipeline.tables import connect
+    from pipeline.verdict.concepts import Concepts
+    from pipeline.verdict.rules import base_reason, threshold_rules, where_rule
 
     rules = threshold_rules(config.model_dump())
     if config.where is not None:
@@ -149,8 +149,8 @@ class _Decide:
         """Per raw row: whether another row of its uid counts, and whether too many pictures share its caption."""
         import numpy as np
 
-        from pipeline.rules import NO_CAPTION, NORMAL_CAPTION
-        from pipeline.verdicts import crowded, superseded
+        from pipeline.verdict.rules import NO_CAPTION, NORMAL_CAPTION
+        from pipeline.verdict.verdicts import crowded, superseded
 
         limit, known = self.plan.config.max_caption_repeats, self.aligned.columns
         names = ["uid", "status"] if limit is None else ["uid", "status", "caption", "key", "sha256"]
@@ -173,8 +173,8 @@ class _Decide:
         """Every rule on every row that has a picture and counts."""
         import numpy as np
 
-        from pipeline.rules import bit
-        from pipeline.verdicts import Verdicts, vocabulary
+        from pipeline.verdict.rules import bit
+        from pipeline.verdict.verdicts import Verdicts, vocabulary
 
         plan, rows = self.plan, self.aligned.rows
         words, base = vocabulary(), np.zeros(rows, dtype=np.int32)
@@ -237,8 +237,8 @@ def _drop_below_best(
     base: NDArray[np.int32], bits: NDArray[np.uint32], similarity: NDArray[np.float32], fraction: float
 ) -> None:
     """Mark, among all rows with a picture, those below the best `fraction` of what the rules before it keep."""
-    from pipeline.rules import bit
-    from pipeline.verdicts import least_of_best
+    from pipeline.verdict.rules import bit
+    from pipeline.verdict.verdicts import least_of_best
 
     rule = bit("top_fraction")
     least = least_of_best(similarity[(base == 0) & (bits & (rule - 1) == 0)], fraction)

@@ -25,10 +25,10 @@ from pipeline.shards import DataDir, TarWriter, canonical_json, read_parquet, ro
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipeline.entries import Entry
     from pipeline.images import ImageSandbox
-    from pipeline.sources import Chunk, Source
-    from pipeline.spool import Rows
+    from pipeline.intake.entries import Entry
+    from pipeline.intake.sources import Chunk, Source
+    from pipeline.intake.spool import Rows
 
 NAME_WIDTH = 5  # digits of a shard's name, img2dataset's `oom_shard_count`
 # Reasons of an earlier run that speak of a picture's bytes; any other is about getting hold of them.
@@ -57,7 +57,7 @@ def run(config: IngestConfig, data: DataDir, workers: int = 1) -> Summary:
 
     Another source, or settings that change bytes, are refused (exit code 4).
     """
-    from pipeline.sources import open_source
+    from pipeline.intake.sources import open_source
 
     if config.source is None:
         raise HeadraceError("no source is named", hint="name one: `curate ingest SOURCE`, or `source` in the recipe")
@@ -69,7 +69,7 @@ def run(config: IngestConfig, data: DataDir, workers: int = 1) -> Summary:
 
 
 def _write_list(source: Source, shard_size: int, data: DataDir) -> None:
-    from pipeline.spool import write_shards
+    from pipeline.intake.spool import write_shards
 
     def write(shard: Shard) -> dict[str, Part]:
         rows = (_rows(chunk, names) for chunk in source.chunks())
@@ -96,10 +96,10 @@ def _rows(chunk: Chunk, names: dict[str, str]) -> Rows:
     """Entries and their table's rows as a batch for `urls/`; the source's own URL and uid stand where it has them."""
     import pyarrow as pa
 
-    from pipeline.coltypes import valid_text
-    from pipeline.lists import own_columns, uids, without_nul
-    from pipeline.rowfiles import Batch
-    from pipeline.spool import Rows
+    from pipeline.intake.coltypes import valid_text
+    from pipeline.intake.lists import own_columns, uids, without_nul
+    from pipeline.intake.rowfiles import Batch
+    from pipeline.intake.spool import Rows
 
     table, entries = chunk
     columns = _told(table, entries)
@@ -118,8 +118,8 @@ def _told(table: pa.Table | None, entries: list[Entry]) -> dict[str, pa.Array]:
     """The columns that a table or JSON beside the pictures brings, row by row."""
     import pyarrow as pa
 
-    from pipeline.coltypes import plain
-    from pipeline.rowfiles import object_batch
+    from pipeline.intake.coltypes import plain
+    from pipeline.intake.rowfiles import object_batch
 
     columns: dict[str, pa.Array] = {}
     if table is not None:
@@ -135,7 +135,7 @@ def _provenance(entries: list[Entry], taken: dict[str, pa.Array]) -> dict[str, p
     """Where each picture lies; all captions of those with several, and why one has no bytes, if any has."""
     import pyarrow as pa
 
-    from pipeline.coltypes import clean
+    from pipeline.intake.coltypes import clean
 
     columns = {
         "source_file": pa.array([_utf8(entry.file) for entry in entries], pa.string()),
@@ -151,7 +151,7 @@ def _provenance(entries: list[Entry], taken: dict[str, pa.Array]) -> dict[str, p
 
 def _utf8(text: str | None) -> str | None:
     """Text that UTF-8 can hold: JSON may bring lone surrogates."""
-    from pipeline.coltypes import clean
+    from pipeline.intake.coltypes import clean
 
     return text if text is None or text.isascii() else clean(text)
 
@@ -228,7 +228,7 @@ class _IngestShard:
         return record | sizes | {"status": "success", "format": seen.format}, picture
 
     def _read(self, row: dict[str, Any]) -> tuple[bytes | None, str | None]:
-        from pipeline.entries import open_file
+        from pipeline.intake.entries import open_file
 
         try:
             with open_file(self.root, row["source_file"]) as file:

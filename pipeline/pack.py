@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pipeline import publish, split
-from pipeline.aligned import Aligned, Column
 from pipeline.base import MISSING, REFUSED, Config, HeadraceError, atomic_path
 from pipeline.engine import Part, Shard, Summary, read_markers, recorded_outputs, run_stage, stale_files
 from pipeline.fates import DEDUP, FILTER
-from pipeline.manifest import NAME
+from pipeline.packed import publish, split
+from pipeline.packed.manifest import NAME
 from pipeline.shards import (
     IMAGE_EXTENSIONS,
     DataDir,
@@ -34,6 +33,7 @@ from pipeline.shards import (
     split_name,
     write_parquet,
 )
+from pipeline.verdict.aligned import Aligned, Column
 
 if TYPE_CHECKING:
     import pyarrow as pa

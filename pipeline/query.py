@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.base import HeadraceError, atomic_path
-from pipeline.plaintext import harmless_cell, visible
+from pipeline.page.plaintext import harmless_cell, visible
 from pipeline.shards import DataDir
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from pipeline.fates import Count, Effect, effects, funnel, verdicts
 from pipeline.shards import DataDir
 
 if TYPE_CHECKING:
-    from pipeline.aligned import Aligned
-    from pipeline.charts import Chart
-    from pipeline.examined import Examined
-    from pipeline.gallery import Chooser, Cluster, Picture, Strip
+    from pipeline.page.charts import Chart
+    from pipeline.page.examined import Examined
+    from pipeline.page.gallery import Chooser, Cluster, Picture, Strip
+    from pipeline.verdict.aligned import Aligned
 
 PAGE = "report/index.html"
 PLANTED = Path("miniweb") / "fates.parquet"
@@ -47,7 +47,7 @@ def run(config: ReportConfig, data: DataDir) -> Summary:
     Raises:
         HeadraceError: code 3, where nothing was decided yet.
     """
-    from pipeline.aligned import Aligned
+    from pipeline.verdict.aligned import Aligned
 
     chosen = verdicts(data)
     if chosen is None:
@@ -106,8 +106,8 @@ class _Write:
     verdicts: Path
 
     def __call__(self, shard: Shard) -> dict[str, Part]:
-        from pipeline.examined import examine
-        from pipeline.gallery import Chooser, duplicates
+        from pipeline.page.examined import examine
+        from pipeline.page.gallery import Chooser, duplicates
 
         data, context = self.aligned.data, _context(self.aligned.data)
         counts = funnel(data)
@@ -169,7 +169,7 @@ def render(page: Mapping[str, Any]) -> str:
 
 def _printable(value: Any) -> Any:
     """Every text that goes into the page, with its control and direction characters spelled out."""
-    from pipeline.plaintext import spelled_out
+    from pipeline.page.plaintext import spelled_out
 
     return "\n".join(map(spelled_out, value.split("\n"))) if type(value) is str else value
 
@@ -303,8 +303,8 @@ def _charts(seen: Examined, chooser: Chooser) -> list[Chart]:
     """A chart for every figure of the source picture and of every signal, over the rows that have a picture."""
     import numpy as np
 
-    from pipeline.charts import chart
-    from pipeline.gallery import MEASURED
+    from pipeline.page.charts import chart
+    from pipeline.page.gallery import MEASURED
 
     reasons = np.array(seen.rows["reason"].to_pylist(), dtype=object)
     pictures = np.array([not reason.startswith(("fetch:", "image:")) for reason in reasons], dtype=bool)
@@ -347,8 +347,8 @@ def _pictures(strips: Sequence[Strip], clusters: Sequence[Cluster]) -> Iterator[
 
 
 def _thumbnails(data: DataDir, pictures: Sequence[Picture]) -> dict[str, str]:
-    from pipeline.gallery import thumbnails
     from pipeline.images import ImageSandbox, Limits
+    from pipeline.page.gallery import thumbnails
 
     with ImageSandbox(Limits()) as sandbox:
         return thumbnails(data, pictures, sandbox.decode)
@@ -356,7 +356,7 @@ def _thumbnails(data: DataDir, pictures: Sequence[Picture]) -> dict[str, str]:
 
 def _failures(seen: Examined) -> list[dict[str, Any]]:
     """Every way in which there came no picture, with two rows it happened to."""
-    from pipeline.plaintext import visible
+    from pipeline.page.plaintext import visible
 
     failed = [reason for reason in seen.counts if reason.startswith(("fetch:", "image:"))]
     examples: dict[str, list[tuple[str, str]]] = {reason: [] for reason in failed}

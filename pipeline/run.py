@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from pipeline import dedup, download, filter, ingest, lists, pack, report, score, sources
+from pipeline import dedup, download, filter, ingest, pack, report, score
 from pipeline.base import HeadraceError
 from pipeline.engine import Summary
+from pipeline.intake import lists, sources
 from pipeline.recipe import Recipe
 from pipeline.shards import DataDir
 

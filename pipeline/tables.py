@@ -154,12 +154,8 @@ def _bare(sql: str) -> str:
 
 def _named_views(connection: duckdb.DuckDBPyConnection, sql: str) -> list[str]:
     """The views a SELECT reads; all there can be when it names none (SHOW TABLES)."""
-    import duckdb
-
-    try:
-        names = {name.lower() for name in connection.get_table_names(_bare(sql))}
-    except duckdb.Error:
-        names = set()
+    tables = (node for node in walk(syntax_tree(connection, sql)) if node.get("type") == "BASE_TABLE")
+    names = {str(node["table_name"]).lower() for node in tables}
     return [view for view in VIEWS if view in names]
 
 

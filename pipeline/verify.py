@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base import MISSING, HeadraceError, file_sha256
-from pipeline.manifest import NAME, read_manifest
+from pipeline.packed.manifest import NAME, read_manifest
 from pipeline.shards import (
     FORMAT_VERSION,
     IMAGE_EXTENSIONS,

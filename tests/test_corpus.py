@@ -34,4 +34,3 @@ def test_a_slice_is_curated_from_its_url_list(tmp_path: Path) -> None:
     assert 0.3 * ROWS < sum(part["samples"] for part in manifest["counts"].values()) < 0.95 * ROWS
     assert verify.run(data / "curated").findings == []
     assert (data / "report" / "index.html").stat().st_size < 8_000_000
-

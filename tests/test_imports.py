@@ -18,7 +18,8 @@ LAYERS = (
     {"run", "options", "summary", "query"},
     {"recipe"},
     STAGES | {"status"},
-    {"engine", "tables", "fates", "lists", "miniweb", "images", "fetch", "clip", "signals", "resize"},
+    {"intake", "verdict", "near", "packed", "page"},
+    {"engine", "tables", "fates", "miniweb", "images", "fetch", "clip", "signals", "resize"},
     {"shards"},
     {"base"},
 )

@@ -97,6 +97,8 @@ def test_a_new_threshold_is_one_command_and_is_remembered(tmp_path: Path) -> Non
     result = curate("filter", "--min-side", "90", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "min_side" in result.stdout and "kept" in result.stdout
-    assert "min_side = 90" in (tmp_path / "data/recipe.toml").read_text()
+    recipe = (tmp_path / "data/recipe.toml").read_text()
+    assert "min_side = 90" in recipe
+    assert '"safety"' in recipe  # --signals picked for one call and narrowed nothing
     again = json.loads(curate("filter", "--json", cwd=tmp_path).stdout)
     assert again["done"] == 0 and again["fates"]["filter:min_side"] == 2

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.base import MISSING, REFUSED, HeadraceError, parse_config
-from pipeline.choice import Links, choose, components, keep_order
 from pipeline.dedup import DedupConfig, run
 from pipeline.fates import DEDUP, PAIRS, funnel, verdicts
 from pipeline.filter import FilterConfig
 from pipeline.filter import run as run_filter
-from pipeline.neighbours import FLOOR, Fingerprints, Near, between, cosines, near_pairs, nodes
+from pipeline.near.choice import Links, choose, components, keep_order
+from pipeline.near.neighbours import FLOOR, Fingerprints, Near, between, cosines, near_pairs, nodes
 from pipeline.shards import DataDir, read_parquet
 from tests.pipeline.factory import Row, jpeg, make_raw, picture
 from tests.pipeline.scored import add_signal

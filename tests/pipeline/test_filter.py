@@ -12,7 +12,7 @@ from pipeline.engine import raw_markers, read_markers
 from pipeline.fates import FILTER, KEPT, SUPERSEDED, effects, fates, funnel
 from pipeline.filter import FilterConfig, run
 from pipeline.shards import DataDir, read_parquet, write_parquet
-from pipeline.verdicts import crowded, least_of_best, superseded
+from pipeline.verdict.verdicts import crowded, least_of_best, superseded
 from tests.pipeline.factory import Row, make_raw, picture
 from tests.pipeline.scored import add_signal
 

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import split, verify
+from pipeline import verify
 from pipeline.base import HeadraceError, file_sha256
-from pipeline.manifest import NAME, read_manifest
 from pipeline.pack import PackConfig, run
+from pipeline.packed import split
+from pipeline.packed.manifest import NAME, read_manifest
 from pipeline.shards import DataDir, TarWriter, read_parquet, read_tar, vectors
 from tests.pipeline.factory import Row, jpeg, make_raw, picture
 from tests.pipeline.packing import IDENTITY, RECIPE, decide, dedup, packed, raw_table, rows, score, tree

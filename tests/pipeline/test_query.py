@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import query
 from pipeline.base import HeadraceError
-from pipeline.plaintext import harmless_cell, host, visible
+from pipeline.page.plaintext import harmless_cell, host, visible
 from tests.pipeline.factory import Row, make_raw, picture
 
 FORMULAS = ['=HYPERLINK("http://x")', "+1", "-1+2", "@SUM(A1)", "\tx", " =cmd", "＝1"]

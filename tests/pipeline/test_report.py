@@ -16,13 +16,13 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline import charts, examined, gallery
-from pipeline.aligned import Aligned
 from pipeline.base import HeadraceError
 from pipeline.engine import Part, Shard, raw_markers, run_stage
 from pipeline.fates import DEDUP, FILTER
+from pipeline.page import charts, examined, gallery
 from pipeline.report import PAGE, ReportConfig, _within_bounds, run, share
 from pipeline.shards import DataDir, read_parquet, write_parquet
+from pipeline.verdict.aligned import Aligned
 from tests.pipeline.factory import Row, make_raw, picture
 from tests.pipeline.scored import add_signal
 

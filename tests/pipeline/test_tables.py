@@ -109,9 +109,10 @@ def test_ctes_unions_and_harmless_table_functions_run(data: DataDir) -> None:
 
 
 def test_a_view_whose_stage_has_not_run_names_the_stage(data: DataDir) -> None:
-    with pytest.raises(HeadraceError, match="decisions") as caught:
-        query(data, "SELECT * FROM decisions")
-    assert caught.value.code == MISSING and "curate filter" in str(caught.value.hint)
+    for sql in ("SELECT * FROM decisions", "SELECT * FROM raw JOIN decisions USING (key)"):
+        with pytest.raises(HeadraceError, match="decisions") as caught:
+            query(data, sql)
+        assert caught.value.code == MISSING and "curate filter" in str(caught.value.hint)
     run(FilterConfig(min_clip=0.3), data)
     rows = query(data, "SELECT reason, count(*) AS n FROM decisions GROUP BY ALL ORDER BY reason NULLS FIRST")
     assert rows.read_all().to_pylist() == [

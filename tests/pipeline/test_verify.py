@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.base import HeadraceError, file_sha256
-from pipeline.manifest import NAME, manifest_bytes, read_manifest
+from pipeline.packed.manifest import NAME, manifest_bytes, read_manifest
 from pipeline.shards import TarWriter, read_parquet, read_tar, vector_column, vectors, write_parquet
 from pipeline.verify import run
 from tests.pipeline.packing import packed, rows

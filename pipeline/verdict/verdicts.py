@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.fates import KEPT, RULES, SUPERSEDED
-from pipeline.rules import bit
+from pipeline.verdict.rules import bit
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from pipeline.base import MISSING, USAGE, HeadraceError
 from pipeline.fetch.client import normalise_url
-from pipeline.lists import PLAIN_URL, open_list, write_urls
-from pipeline.rowfiles import BATCH_ROWS
+from pipeline.intake.lists import PLAIN_URL, open_list, write_urls
+from pipeline.intake.rowfiles import BATCH_ROWS
+from pipeline.intake.spool import MAX_BUCKETS, write_shards
 from pipeline.shards import DataDir, shard_files
-from pipeline.spool import MAX_BUCKETS, write_shards
 
 URL = "http://a.test/1.jpg"
 
@@ -294,9 +294,9 @@ def test_same_bytes_whatever_the_form_buckets_or_run(tmp_path: Path, monkeypatch
     )
     digests = []
     for i, (buckets, batch) in enumerate([(1 << 40, 5000), (1, BATCH_ROWS), (30, 100)]):
-        monkeypatch.setattr("pipeline.spool.BUCKET_BYTES", buckets)
-        monkeypatch.setattr("pipeline.rowfiles.BATCH_ROWS", batch)
-        monkeypatch.setattr("pipeline.spool.BATCH_ROWS", batch)
+        monkeypatch.setattr("pipeline.intake.spool.BUCKET_BYTES", buckets)
+        monkeypatch.setattr("pipeline.intake.rowfiles.BATCH_ROWS", batch)
+        monkeypatch.setattr("pipeline.intake.spool.BATCH_ROWS", batch)
         data = DataDir(tmp_path / str(i))
         write_urls(open_list(tmp_path / "l.parquet"), data, 777)
         digests.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in shard_files(data.urls, "parquet")])
@@ -425,8 +425,8 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq
-from pipeline import spool
-from pipeline.lists import open_list, write_urls
+from pipeline.intake import spool
+from pipeline.intake.lists import open_list, write_urls
 from pipeline.shards import DataDir
 spool.BUCKET_BYTES = 8 << 20
 folder, rows = Path(sys.argv[1]), int(sys.argv[2])

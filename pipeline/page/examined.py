@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.aligned import Aligned, Column
 from pipeline.fates import KEPT, SUPERSEDED
+from pipeline.verdict.aligned import Aligned, Column
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -15,10 +15,19 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pipeline.base import MISSING, HeadraceError, digest, file_sha256
-from pipeline.coltypes import unified
-from pipeline.entries import PICTURES, Entry, as_name, first_caption, folder_entries, folders, inside, tar_entries
-from pipeline.lists import CAPTION_NAMES, find_column, find_files
-from pipeline.rowfiles import form_of, open_rows
+from pipeline.intake.coltypes import unified
+from pipeline.intake.entries import (
+    PICTURES,
+    Entry,
+    as_name,
+    first_caption,
+    folder_entries,
+    folders,
+    inside,
+    tar_entries,
+)
+from pipeline.intake.lists import CAPTION_NAMES, find_column, find_files
+from pipeline.intake.rowfiles import form_of, open_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa

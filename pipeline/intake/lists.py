@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base import MISSING, HeadraceError, digest, file_sha256
-from pipeline.coltypes import valid_text
-from pipeline.rowfiles import Batch, RowFile, form_of, open_rows
+from pipeline.intake.coltypes import valid_text
+from pipeline.intake.rowfiles import Batch, RowFile, form_of, open_rows
+from pipeline.intake.spool import OURS, Rows, UrlShard, uid_bytes, write_shards
 from pipeline.shards import DataDir, source_name
-from pipeline.spool import OURS, Rows, UrlShard, uid_bytes, write_shards
 
 if TYPE_CHECKING:
     import numpy as np

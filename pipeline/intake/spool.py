@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.coltypes import common_type, with_columns
-from pipeline.rowfiles import BATCH_BYTES, BATCH_ROWS
+from pipeline.intake.coltypes import common_type, with_columns
+from pipeline.intake.rowfiles import BATCH_BYTES, BATCH_ROWS
 from pipeline.shards import DataDir, shard_name, source_name, write_parquet
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.aligned import Aligned, Column
 from pipeline.base import MISSING, REFUSED, HeadraceError, digest, file_sha256, read_json
-from pipeline.concepts import clip_name, scored_by
-from pipeline.neighbours import Fingerprints
+from pipeline.near.neighbours import Fingerprints
 from pipeline.shards import IMAGE_EXTENSIONS, DataDir, read_parquet, shard_files, vectors
+from pipeline.verdict.aligned import Aligned, Column
+from pipeline.verdict.concepts import clip_name, scored_by
 
 if TYPE_CHECKING:
     import numpy as np

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.base import MISSING, HeadraceError
-from pipeline.coltypes import clean, column_of, narrowest, plain
+from pipeline.intake.coltypes import clean, column_of, narrowest, plain
 from pipeline.shards import source_name
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.plaintext import visible
+from pipeline.page.plaintext import visible
 
 if TYPE_CHECKING:
     import numpy as np

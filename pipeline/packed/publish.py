@@ -12,12 +12,12 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline.base import REFUSED, HeadraceError, digest, file_sha256, write_bytes
-from pipeline.card import card
 from pipeline.engine import Marker, read_markers
 from pipeline.fates import funnel
-from pipeline.manifest import CARD, NAME, manifest_bytes
+from pipeline.packed.card import card
+from pipeline.packed.manifest import CARD, NAME, manifest_bytes
+from pipeline.packed.split import FILE
 from pipeline.shards import FORMAT_VERSION, DataDir, read_parquet, shard_files
-from pipeline.split import FILE
 
 SPLITS = ("train", "val")
 VERSIONS = ("headrace", "img2dataset", "open_clip_torch", "pillow", "pyarrow", "torch", "torchvision")

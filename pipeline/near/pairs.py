@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.aligned import Aligned, Column
 from pipeline.engine import Part, Shard
 from pipeline.fates import PAIRS
-from pipeline.heldout import prints_of, read
-from pipeline.neighbours import FLOOR, Fingerprints, Pairs, between, near_pairs
+from pipeline.near.heldout import prints_of, read
+from pipeline.near.neighbours import FLOOR, Fingerprints, Pairs, between, near_pairs
 from pipeline.tables import write_stream
+from pipeline.verdict.aligned import Aligned, Column
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.base import HeadraceError
-from pipeline.lists import CAPTION_NAMES
+from pipeline.intake.lists import CAPTION_NAMES
 from pipeline.shards import Member, split_name, tar_members
 
 PICTURES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.aligned import Aligned, Column
 from pipeline.base import FINDINGS, REFUSED, HeadraceError
 from pipeline.engine import Part, Shard, run_stage
 from pipeline.fates import DEDUP, PAIRS
 from pipeline.shards import DataDir, read_parquet, write_parquet
+from pipeline.verdict.aligned import Aligned, Column
 
 if TYPE_CHECKING:
     import numpy as np

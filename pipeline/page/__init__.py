@@ -1,0 +1,1 @@
+"""What the report shows: the rows it examines, histograms, galleries, and hostile text made harmless."""

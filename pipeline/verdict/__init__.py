@@ -1,0 +1,1 @@
+"""What `filter` and `dedup` decide by and leave: aligned signals, rules, reasons."""
