@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.base import HeadraceError
 
+if TYPE_CHECKING:
+    from trainer.cascade import How
+    from trainer.unclip import Picture, UnClip
+
 INTERRUPTED = 130
+
+RunOption = Annotated[Path | None, typer.Option("--run", help="What `trainer fit` left; else the newest in runs/.")]
+ClipOption = Annotated[str | None, typer.Option("--clip", help="The run's CLIP, if it is no longer where it was.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Where PNG files go; else RUN/pictures.")]
+SeedOption = Annotated[int, typer.Option(help="The same seed gives the same picture.", min=0)]
+CountOption = Annotated[int, typer.Option(help="How many pictures.", min=1, max=1000)]
+BestOption = Annotated[int, typer.Option(help="Draw so many for each and keep what the CLIP finds best.", min=1)]
+StepsOption = Annotated[int | None, typer.Option(help="Denoising steps of the decoder.", min=1, max=1000)]
+GuidanceOption = Annotated[
+    float | None, typer.Option(help="How strictly to follow text and vector; 1 is plain.", min=0)
+]
+PictureArgument = Annotated[Path, typer.Argument(metavar="IMG", help="A PNG, JPEG or WebP file.")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 
@@ -41,6 +57,153 @@ def clip(
     settings = read_clip_config(config or CLIP_DEFAULT)
     fit(Run(tuple(shards), out, settings, seed, resume, max_minutes), lambda line: typer.echo(line, err=True))
     typer.echo(str(out))
+
+
+@app.command()
+def sample(
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to draw, each in its own quotes.")],
+    run: RunOption = None,
+    clip: ClipOption = None,
+    out: OutOption = None,
+    seed: SeedOption = 0,
+    count: CountOption = 4,
+    best_of: BestOption = 4,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+) -> None:
+    """Draw pictures from texts."""
+    from trainer.pictures import file_name
+
+    run, unclip = _open(run, clip)
+    texts, seeds = list(dict.fromkeys(texts)), range(seed, seed + count)
+    jobs = [(text, own) for text in texts for own in seeds]
+    drawn = unclip.sample([text for text, _ in jobs], [own for _, own in jobs], best_of, _how(steps, guidance))
+    names = [f"{texts.index(text):02d}-{file_name(text)}-{own}" for text, own in jobs]
+    rows = {
+        text: dict(list(zip(names, drawn, strict=True))[start : start + count])
+        for start, text in zip(range(0, len(jobs), count), texts, strict=True)
+    }
+    _write(out or run / "pictures", rows, [f"seed {own}" for own in seeds])
+
+
+@app.command()
+def vary(
+    picture: PictureArgument,
+    eta: Annotated[
+        float | None,
+        typer.Option(help="Start at the picture's own noise: 0 redraws it, 1 moves furthest.", min=0, max=1),
+    ] = None,
+    run: RunOption = None,
+    clip: ClipOption = None,
+    out: OutOption = None,
+    seed: SeedOption = 0,
+    count: CountOption = 4,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+) -> None:
+    """Draw pictures that mean the same as one; without --eta they share nothing else."""
+    from trainer.pictures import read_picture
+
+    given = read_picture(picture)
+    run, unclip = _open(run, clip)
+    seeds = range(seed, seed + count)
+    drawn = unclip.vary(given, seeds, eta, _how(steps, guidance))
+    row = {f"vary-{own}": one for own, one in zip(seeds, drawn, strict=True)}
+    _write(out or run / "pictures", {picture.name: row}, [f"seed {own}" for own in seeds])
+
+
+@app.command()
+def blend(
+    a: PictureArgument,
+    b: PictureArgument,
+    run: RunOption = None,
+    clip: ClipOption = None,
+    out: OutOption = None,
+    seed: SeedOption = 0,
+    count: CountOption = 5,
+    steps: StepsOption = None,
+) -> None:
+    """Draw the way from one picture to another."""
+    from trainer.pictures import read_picture
+
+    ends = read_picture(a), read_picture(b)
+    run, unclip = _open(run, clip)
+    weights = [number / max(1, count - 1) for number in range(count)]
+    drawn = unclip.blend(*ends, weights, seed, _how(steps, None))
+    row = {f"blend-{weight:.3f}": one for weight, one in zip(weights, drawn, strict=True)}
+    _write(out or run / "pictures", {f"{a.name} to {b.name}": row}, [f"{weight:.2f}" for weight in weights])
+
+
+@app.command()
+def edit(
+    picture: PictureArgument,
+    before: Annotated[str, typer.Option("--from", help="What the picture shows.")],
+    after: Annotated[str, typer.Option("--to", help="What it shall show.")],
+    furthest: Annotated[float, typer.Option(help="How far to go, as a share of all the way.", min=0, max=1)] = 0.5,
+    run: RunOption = None,
+    clip: ClipOption = None,
+    out: OutOption = None,
+    seed: SeedOption = 0,
+    count: CountOption = 5,
+    steps: StepsOption = None,
+) -> None:
+    """Move a picture from what one text says towards another, by small steps."""
+    from trainer.pictures import read_picture
+
+    given = read_picture(picture)
+    run, unclip = _open(run, clip)
+    angles = [furthest * number / max(1, count - 1) for number in range(count)]
+    drawn = unclip.edit(given, before, after, angles, seed, _how(steps, None))
+    row = {f"edit-{angle:.3f}": one for angle, one in zip(angles, drawn, strict=True)}
+    _write(out or run / "pictures", {f"{before} → {after}": row}, [f"{angle:.2f}" for angle in angles])
+
+
+@app.command()
+def inpaint(
+    picture: PictureArgument,
+    mask: Annotated[Path, typer.Argument(metavar="MASK", help="As large as IMG: white where to paint, else black.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What the whole picture shall show.")],
+    run: RunOption = None,
+    clip: ClipOption = None,
+    out: OutOption = None,
+    seed: SeedOption = 0,
+    count: CountOption = 4,
+    best_of: BestOption = 4,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+) -> None:
+    """Paint a part of a picture anew; all other pixels stay exactly as they are."""
+    from trainer.pictures import read_mask, read_picture
+
+    given = read_picture(picture)
+    paint = read_mask(mask, given.shape[:2])
+    run, unclip = _open(run, clip)
+    seeds = range(seed, seed + count)
+    drawn = unclip.inpaint(given, paint, text, seeds, best_of, _how(steps, guidance))
+    row = {f"inpaint-{own}": one for own, one in zip(seeds, drawn, strict=True)}
+    _write(out or run / "pictures", {text: row}, [f"seed {own}" for own in seeds])
+
+
+def _open(run: Path | None, clip: str | None) -> tuple[Path, UnClip]:
+    from trainer.unclip import load, newest_run
+
+    run = run or newest_run(Path("runs"))
+    return run, load(run, clip)
+
+
+def _how(steps: int | None, guidance: float | None) -> How:
+    from dataclasses import replace
+
+    from trainer.cascade import DEFAULT
+
+    how = DEFAULT if steps is None else replace(DEFAULT, steps=steps)
+    return how if guidance is None else replace(how, image_guidance=guidance, text_guidance=guidance)
+
+
+def _write(folder: Path, rows: dict[str, dict[str, Picture]], columns: list[str]) -> None:
+    from trainer.pictures import write_sheet
+
+    typer.echo(str(write_sheet(folder, rows, columns)))
 
 
 def main() -> None:

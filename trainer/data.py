@@ -92,11 +92,11 @@ def open_set(folder: Path, split: str) -> PackedSet:
 class Pictures:
     """The pictures of a set at one small size, decoded once where memory allows, else when asked for."""
 
-    def __init__(self, packed: PackedSet, shape: Preprocess) -> None:
+    def __init__(self, packed: PackedSet, shape: Preprocess, keep: bool = True) -> None:
         self._packed = packed
         self._shape = shape
         self._kept: torch.Tensor | None = None
-        if len(packed) * 3 * shape.height * shape.width <= KEEP_DECODED:
+        if keep and len(packed) * 3 * shape.height * shape.width <= KEEP_DECODED:
             import numpy as np
 
             self._kept = self._decode(np.arange(len(packed)))
@@ -113,7 +113,13 @@ class Pictures:
         out = torch.empty((len(rows), 3, self._shape.height, self._shape.width), dtype=torch.uint8)
 
         def one(place: int) -> None:
-            out[place] = self._shape(decode(self._packed.read(int(rows[place])), self._shape))
+            row = int(rows[place])
+            data = self._packed.read(row)
+            try:
+                out[place] = self._shape(decode(data, self._shape))
+            except ValueError as error:
+                path = self._packed.tars[self._packed.shard[row]]
+                raise _damaged(path, f"the picture of row {row} is no JPEG ({error})") from None
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(one, range(len(rows)), chunksize=64):
