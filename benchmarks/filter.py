@@ -60,8 +60,9 @@ def shard_tables(index: int) -> dict[str, pa.Table]:
     uid = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), n, [None, pa.py_buffer(hexes)])
     uid = uid.cast(pa.binary()).cast(pa.string())
     words = rng.integers(0, 30, n)
-    pool = pa.array([f"caption number {i} of a pool" for i in range(2_000)])
-    caption = pool.take(pa.array((rng.pareto(1.0, n) * 20).astype(np.int64) % len(pool)))
+    shared = (rng.pareto(1.0, n) * 20).astype(np.int64) % 2_000  # three captions in ten are one of these
+    number = np.where(rng.random(n) < 0.3, shared, 2_000 + index * n + np.arange(n))
+    caption = pa.array([f"caption number {i} of a pool" for i in number])
     sides = [pa.array(rng.integers(64, 2_000, n, dtype=np.int32)) for _ in range(2)]
     key = pa.array([f"{index:05d}{i:04d}" for i in range(n)])
     status = pa.array(["failed_to_download", "success"]).take(pa.array(fetched.astype(np.int64)))

@@ -361,3 +361,22 @@ def test_planted_copies_of_scenes_are_found_and_distinct_scenes_are_not(tmp_path
     precision = sum(a == b for a, b in pairs) / len(pairs)
     print(f"copies found {recall:.4f}, right {precision:.4f}")
     assert recall >= 0.97 and precision >= 0.99
+
+
+def test_against_a_packed_set_drops_what_it_holds(tmp_path: Path) -> None:
+    from pipeline.pack import PackConfig
+    from pipeline.pack import run as run_pack
+    from pipeline.score import ScoreConfig
+    from pipeline.score import run as run_score
+
+    ours, held = (
+        make_raw(tmp_path / name, [Row(picture(i), f"c {i}") for i in chosen])
+        for name, chosen in (("ours", range(6)), ("held", range(4, 9)))
+    )
+    for data in (ours, held):
+        run_score(ScoreConfig(signals=["phash"]), data)
+        run_filter(FilterConfig(), data)
+        run(DedupConfig(), data)
+    run_pack(PackConfig(), held, 1, {})
+    run(DedupConfig(against=str(held.curated)), ours)
+    assert [row["reason"] for row in read_parquet(ours.root / DEDUP).to_pylist()] == [None] * 4 + ["dedup:against"] * 2
