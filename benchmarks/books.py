@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import verify
-from pipeline.engine import books, read_markers
+from pipeline.books import books, read_markers
 from pipeline.fates import fates, funnel
 from pipeline.shards import DataDir, read_parquet, shard_files
 
@@ -203,7 +203,7 @@ def _memory(root: int) -> Iterator[tuple[str, float, float]]:
                 pending += map(int, task.read_text().split())
             status = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
             command = (place / "cmdline").read_text()
-            role = "decoder" if "_image_child" in command else "worker" if "spawn_main" in command else "other"
+            role = "decoder" if "sandbox.child" in command else "worker" if "spawn_main" in command else "other"
             if "VmHWM" in status:
                 role = "parent" if pid == root else role
                 yield role, int(status["VmHWM"].split()[0]) / 1024, int(status["VmRSS"].split()[0]) / 1024

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline.engine import read_markers
+from pipeline.books import read_markers
 from pipeline.score import ScoreConfig, run
 from pipeline.shards import DataDir
 from pipeline.signals import signal_names

@@ -15,9 +15,10 @@ import typer
 
 from pipeline import options, recipe
 from pipeline.base import FINDINGS, Config, HeadraceError, disk_error, hush_libraries
+from pipeline.books import Summary, raw_markers
 from pipeline.dedup import DedupConfig
 from pipeline.download import DownloadConfig
-from pipeline.engine import Summary, one_run, raw_markers
+from pipeline.engine import one_run
 from pipeline.filter import FilterConfig
 from pipeline.ingest import IngestConfig
 from pipeline.pack import PackConfig

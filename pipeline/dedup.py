@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from pipeline.base import MISSING, Config, HeadraceError
-from pipeline.engine import Part, Shard, Summary, run_stage
+from pipeline.books import Summary
+from pipeline.engine import Part, Shard, run_stage
 from pipeline.fates import DEDUP, FILTER, KEPT, PAIRS
 from pipeline.shards import DataDir, read_parquet
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pipeline.base import Config, HeadraceError, sync_directory
-from pipeline.engine import Part, Shard, Summary, raw_markers, read_markers, recorded_outputs, run_stage, stale_files
+from pipeline.books import Summary, raw_markers, read_markers, recorded_outputs, stale_files
+from pipeline.engine import Part, Shard, run_stage
 from pipeline.fetch import FetchConfig
 from pipeline.resize import ImageConfig
 from pipeline.resize import limits as picture_limits

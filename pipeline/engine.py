@@ -1,4 +1,4 @@
-"""Stages over shards: what is stale, who works on it, and the books.
+"""Stages over shards: what is stale, and who works on it.
 
 One call, `run_stage`, takes a function of one shard and the shards there are. It skips those whose marker still holds,
 spreads the rest over local processes, checks that every row has one fate, and writes each marker last. The only seam a
@@ -16,11 +16,10 @@ import shutil
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,17 @@ from pipeline.base import (
     disk_error,
     file_sha256,
     hush_libraries,
-    read_json,
-    write_json,
+)
+from pipeline.books import (
+    Marker,
+    Summary,
+    prune,
+    read_markers,
+    recorded_outputs,
+    refuse_other,
+    size_of,
+    summarize,
+    write_marker,
 )
 from pipeline.shards import DataDir, made_by
 
@@ -58,39 +66,6 @@ class Part:
 
     fates: Mapping[str, int]
     outputs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Marker:
-    """The record that a shard of a stage is done."""
-
-    stage: str
-    shard: str
-    rows: int
-    fates: Mapping[str, int]
-    inputs: Mapping[str, str]
-    outputs: Mapping[str, Mapping[str, Any]]
-    settings: Mapping[str, Any]
-    seconds: float
-
-
-@dataclass
-class Summary:
-    """The books of a stage after a run: over all its shards, those found done included."""
-
-    stage: str
-    shards: int = 0
-    done: int = 0
-    rows: int = 0
-    fates: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
-
-    def sentence(self) -> str:
-        """One line for a person."""
-        if not self.done:
-            return f"{self.stage}: nothing to do, {self.shards} of {self.shards} shards hold ({self.rows:,} rows)"
-        kept = ", ".join(f"{count:,} {fate}" for fate, count in self.fates.most_common(4))
-        return f"{self.stage}: {self.done} of {self.shards} shards in {self.seconds:.1f} s, {self.rows:,} rows: {kept}"
 
 
 Process = Callable[[Shard], Mapping[str, Part]]
@@ -117,7 +92,7 @@ def run_stage(
     markers = {stage: read_markers(data, stage) for stage in stages}
     if refuse_change:
         for stage, settings in stages.items():
-            _refuse_other(data, settings, markers[stage].values())
+            refuse_other(data, settings, markers[stage].values())
     checked = [_stale(data, stages, markers, shard, recorded) for shard in shards]
     stale = [shard for shard in checked if shard.stages]
     task = _Task(data, process, hash_inputs)
@@ -128,83 +103,10 @@ def run_stage(
             inputs = {path: recorded[path]["sha256"] for path in shard.inputs}
             rows = sum(part.fates.values()) if shard.rows is None else shard.rows
             marker = Marker(stage, shard.name, rows, part.fates, inputs, outputs, stages[stage], seconds)
-            markers[stage][shard.name] = _write_marker(data, marker)
+            markers[stage][shard.name] = write_marker(data, marker)
     for stage in stages:
-        _prune(data, markers[stage], {shard.name for shard in shards})
-    return _summary(name, markers[name].values(), len(stale), time.monotonic() - started)
-
-
-# --- markers --------------------------------------------------------------------------------------
-
-
-def read_markers(data: DataDir, stage: str) -> dict[str, Marker]:
-    """The markers of a stage by shard name, in order."""
-    found = [Marker(**read_json(path)) for path in sorted((data.markers / stage).glob("*.json"))]
-    return {marker.shard: marker for marker in found}
-
-
-def raw_markers(data: DataDir) -> list[Marker]:
-    """The markers of all raw shards, downloaded or ingested, by shard name; none at all is a `HeadraceError`."""
-    found = read_markers(data, "ingest") | read_markers(data, "download")
-    if not found:
-        hint = "run `curate download URLS` or `curate ingest SOURCE` first, or name the right --data"
-        raise HeadraceError(f"{data.root} holds no raw shards", hint=hint, code=MISSING)
-    return [found[name] for name in sorted(found)]
-
-
-def recorded_outputs(data: DataDir) -> dict[str, Mapping[str, Any]]:
-    """Every file that some marker answers for: relative path to its size and sha256."""
-    outputs: dict[str, Mapping[str, Any]] = {}
-    for path in sorted(data.markers.glob("**/*.json")):
-        outputs |= read_json(path)["outputs"]
-    return outputs
-
-
-def books(data: DataDir, stage: str) -> Summary:
-    """The books of a stage as its markers have them, without any work."""
-    return _summary(stage, read_markers(data, stage).values(), 0, 0.0)
-
-
-def _summary(stage: str, markers: Any, done: int, seconds: float) -> Summary:
-    summary = Summary(stage, len(markers), done, seconds=seconds)
-    for marker in markers:
-        summary.rows += marker.rows
-        summary.fates.update(marker.fates)
-    return summary
-
-
-def _write_marker(data: DataDir, marker: Marker) -> Marker:
-    total = sum(marker.fates.values())
-    if total != marker.rows:
-        raise HeadraceError(
-            f"{marker.stage} of shard {marker.shard} took in {marker.rows:,} rows but accounts for {total:,}",
-            hint="this is a fault of Headrace: please report it; nothing was marked as done",
-            code=FINDINGS,
-        )
-    write_json(data.markers / marker.stage / f"{marker.shard}.json", marker.__dict__)
-    return marker
-
-
-def _prune(data: DataDir, markers: dict[str, Marker], names: set[str]) -> None:
-    """Remove what shards that no longer exist have left: first the marker, then the files."""
-    current = {path for name in names & markers.keys() for path in markers[name].outputs}
-    for name in sorted(markers.keys() - names):
-        marker = markers.pop(name)
-        (data.markers / marker.stage / f"{name}.json").unlink(missing_ok=True)
-        for path in marker.outputs.keys() - current:
-            (data.root / path).unlink(missing_ok=True)
-
-
-def _refuse_other(data: DataDir, settings: Mapping[str, Any], markers: Any) -> None:
-    for marker in markers:
-        if digest(marker.settings) != digest(settings):
-            names = [k for k in {*marker.settings, *settings} if marker.settings.get(k) != settings.get(k)]
-            raise HeadraceError(
-                f"{data.root} was made from another list or with other settings "
-                f"({', '.join(sorted(names))} of `{marker.stage}`)",
-                hint="use another --data folder, or --redo to replace what is there",
-                code=REFUSED,
-            )
+        prune(data, markers[stage], {shard.name for shard in shards})
+    return summarize(name, markers[name].values(), len(stale), time.monotonic() - started)
 
 
 # --- what is stale --------------------------------------------------------------------------------
@@ -233,26 +135,8 @@ def _holds(
         and shard.rows in (None, marker.rows)
         and marker.inputs == inputs
         and digest(marker.settings) == digest(settings)
-        and all(_size(data.root / path) == output["bytes"] for path, output in marker.outputs.items())
+        and all(size_of(data.root / path) == output["bytes"] for path, output in marker.outputs.items())
     )
-
-
-def stale_files(data: DataDir, marker: Marker, recorded: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Why a marker does not hold any more, whatever its settings: its inputs and outputs that differ, a phrase each."""
-    changed = {path for path, sha256 in marker.inputs.items() if recorded.get(path, {}).get("sha256") != sha256}
-    sizes = {path: _size(data.root / path) for path in marker.outputs}
-    return [f"{path} was made anew" if path in recorded else f"{path} has gone" for path in sorted(changed)] + [
-        f"{path} is missing" if sizes[path] is None else f"{path} has another size than recorded"
-        for path, output in sorted(marker.outputs.items())
-        if sizes[path] != output["bytes"]
-    ]
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None
 
 
 # --- work -----------------------------------------------------------------------------------------
@@ -284,7 +168,7 @@ class _Task:
 
     def _check_input(self, name: str, record: Mapping[str, Any]) -> None:
         path = self.data.root / name
-        size = _size(path)
+        size = size_of(path)
         if size is None:
             problem = "is missing"
         elif size != record["bytes"]:

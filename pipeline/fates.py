@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.base import FINDINGS, MISSING, HeadraceError
-from pipeline.engine import raw_markers, read_markers, recorded_outputs
+from pipeline.books import raw_markers, read_markers, recorded_outputs
 from pipeline.shards import DataDir, read_parquet, shard_files
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from pipeline.base import Config
-from pipeline.engine import Part, Shard, Summary, run_stage
+from pipeline.books import Summary
+from pipeline.engine import Part, Shard, run_stage
 from pipeline.fates import FILTER, SUPERSEDED
 from pipeline.shards import DataDir
 

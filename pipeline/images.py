@@ -1,7 +1,7 @@
 """Hostile picture bytes in, plain pixels or a reason out, by child processes that have little to lose.
 
 A child is bounded in memory, files and system calls by itself, and in time by its parent here: one that hangs, dies or
-runs out of memory is replaced, and only the picture it held is lost. What is decoded, and how, is `_image_child`'s.
+runs out of memory is replaced, and only the picture it held is lost. What is decoded, and how, is `pipeline.sandbox`'s.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class _Child:
             for end in (self._link, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline._image_child", limits.model_dump_json()],
+                [sys.executable, "-m", "pipeline.sandbox.child", limits.model_dump_json()],
                 cwd=_PACKAGES,
                 start_new_session=True,  # Ctrl-C is for the parent to act upon
                 stdin=theirs.fileno(),

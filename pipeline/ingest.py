@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pipeline.base import MISSING, Config, HeadraceError, atomic_path, write_json
-from pipeline.engine import Part, Shard, Summary, read_markers, run_stage
+from pipeline.books import Summary, read_markers
+from pipeline.engine import Part, Shard, run_stage
 from pipeline.resize import ImageConfig
 from pipeline.shards import DataDir, TarWriter, canonical_json, read_parquet, rows_to_fetch, source_name, write_parquet
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pipeline.base import MISSING, REFUSED, Config, HeadraceError, atomic_path
-from pipeline.engine import Part, Shard, Summary, read_markers, recorded_outputs, run_stage, stale_files
+from pipeline.books import Summary, read_markers, recorded_outputs, stale_files
+from pipeline.engine import Part, Shard, run_stage
 from pipeline.fates import DEDUP, FILTER
 from pipeline.packed import publish, split
 from pipeline.packed.manifest import NAME

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from pipeline import dedup, download, filter, ingest, pack, report, score
 from pipeline.base import HeadraceError
-from pipeline.engine import Summary
+from pipeline.books import Summary
 from pipeline.intake import lists, sources
 from pipeline.recipe import Recipe
 from pipeline.shards import DataDir

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pipeline.base import MISSING, HeadraceError, digest
-from pipeline.engine import Part, Shard, Summary, raw_markers, run_stage
+from pipeline.books import Summary, raw_markers
+from pipeline.engine import Part, Shard, run_stage
 from pipeline.images import ImageSandbox, Limits
 from pipeline.shards import DataDir, read_parquet, read_tar, write_parquet
 from pipeline.signals import Picture, Signal, SignalOptions, signal_module, signal_names

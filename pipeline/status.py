@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.base import MISSING, HeadraceError
-from pipeline.engine import Marker, read_markers, recorded_outputs, stale_files
+from pipeline.books import Marker, read_markers, recorded_outputs, stale_files
 from pipeline.shards import DataDir
 
 ORDER = ("list", "retry", "download", "ingest", "score", "filter", "pairs", "dedup", "split", "pack", "report")

@@ -20,6 +20,7 @@ LAYERS = (
     STAGES | {"status"},
     {"intake", "verdict", "near", "packed", "page"},
     {"engine", "tables", "fates", "miniweb", "images", "fetch", "clip", "signals", "resize"},
+    {"books", "sandbox"},
     {"shards"},
     {"base"},
 )

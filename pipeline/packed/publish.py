@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline.base import REFUSED, HeadraceError, digest, file_sha256, write_bytes
-from pipeline.engine import Marker, read_markers
+from pipeline.books import Marker, read_markers
 from pipeline.fates import funnel
 from pipeline.packed.card import card
 from pipeline.packed.manifest import CARD, NAME, manifest_bytes

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base import MISSING, HeadraceError
-from pipeline.engine import Marker, raw_markers, read_markers, recorded_outputs
+from pipeline.books import Marker, raw_markers, read_markers, recorded_outputs
 from pipeline.shards import DataDir, read_parquet, source_name
 
 if TYPE_CHECKING:

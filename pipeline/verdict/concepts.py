@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base import MISSING, REFUSED, HeadraceError, read_toml
-from pipeline.engine import read_markers
+from pipeline.books import read_markers
 from pipeline.shards import DataDir, vectors
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.engine import Part, Shard, raw_markers, run_stage
+from pipeline.books import raw_markers
+from pipeline.engine import Part, Shard, run_stage
 from pipeline.fates import DEDUP, FILTER, PAIRS
 from pipeline.pack import PackConfig, run
 from pipeline.shards import DataDir, read_parquet, vector_column, write_parquet

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.engine import Part, Shard, raw_markers, run_stage
+from pipeline.books import raw_markers
+from pipeline.engine import Part, Shard, run_stage
 from pipeline.shards import DataDir, read_parquet, vector_column, write_parquet
 
 TYPES = {

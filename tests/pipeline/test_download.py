@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import download, engine
+from pipeline import books, download
 from pipeline.base import HeadraceError
 from pipeline.download import DownloadConfig
 from pipeline.fetch import FetchConfig
@@ -91,10 +91,10 @@ def test_every_row_has_a_fate_and_every_column_survives(tmp_path: Path, web: Web
     when = [datetime(2026, 1, 1)] * len(NAMES)
     urls = write_list(tmp_path / "l.parquet", NAMES, width=[[1, 2]] * len(NAMES), when=when)
     data = DataDir(tmp_path / "d")
-    books = download.run(settings(web, urls), data)
-    assert books.rows == 13
-    assert books.fates == {"fetched": 11, "fetch:http_404": 1, "image:not_an_image": 1}
-    assert engine.books(data, "list").fates == {"to_fetch": 13, "urls:scheme": 1}
+    summary = download.run(settings(web, urls), data)
+    assert summary.rows == 13
+    assert summary.fates == {"fetched": 11, "fetch:http_404": 1, "image:not_an_image": 1}
+    assert books.books(data, "list").fates == {"to_fetch": 13, "urls:scheme": 1}
 
     kept = pa.concat_tables(read_parquet(path) for path in shard_files(data.urls, "parquet"))
     assert kept.num_rows == 14 and kept["uid"].to_pylist() == sorted(kept["uid"].to_pylist())

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.base import HeadraceError, write_bytes
-from pipeline.engine import Part, Shard, books, one_run, read_markers, run_stage
+from pipeline.books import books, read_markers
+from pipeline.engine import Part, Shard, one_run, run_stage
 from pipeline.shards import DataDir, shard_name
 
 

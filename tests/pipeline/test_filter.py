@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.base import MISSING, HeadraceError
-from pipeline.engine import raw_markers, read_markers
+from pipeline.books import raw_markers, read_markers
 from pipeline.fates import FILTER, KEPT, SUPERSEDED, effects, fates, funnel
 from pipeline.filter import FilterConfig, run
 from pipeline.shards import DataDir, read_parquet, write_parquet

@@ -458,7 +458,7 @@ PROBES = {
 def test_confined_code_can_do_nothing_else(probe: str) -> None:
     code = f"""if True:
         import os, sys, socket, threading, resource
-        from pipeline._image_jail import confine
+        from pipeline.sandbox.jail import confine
         assert confine(512)
         try:
             {PROBES[probe]}

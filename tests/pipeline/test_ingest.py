@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.base import MISSING, REFUSED, USAGE, HeadraceError
-from pipeline.engine import books, raw_markers
+from pipeline.books import books, raw_markers
 from pipeline.ingest import IngestConfig, run, sample_key
 from pipeline.shards import DataDir, TarWriter, read_tar, shard_files, tar_members
 from tests.pipeline.factory import Row, jpeg, make_raw, picture

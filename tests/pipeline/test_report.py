@@ -17,10 +17,12 @@ import pytest
 from PIL import Image
 
 from pipeline.base import HeadraceError
-from pipeline.engine import Part, Shard, raw_markers, run_stage
+from pipeline.books import raw_markers
+from pipeline.engine import Part, Shard, run_stage
 from pipeline.fates import DEDUP, FILTER
 from pipeline.page import charts, examined, gallery
-from pipeline.report import PAGE, ReportConfig, _within_bounds, run, share
+from pipeline.page.words import share
+from pipeline.report import PAGE, ReportConfig, _within_bounds, run
 from pipeline.shards import DataDir, read_parquet, write_parquet
 from pipeline.verdict.aligned import Aligned
 from tests.pipeline.factory import Row, make_raw, picture

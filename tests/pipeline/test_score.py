@@ -16,7 +16,8 @@ import torch
 
 from pipeline import score
 from pipeline.base import HeadraceError
-from pipeline.engine import Shard, read_markers
+from pipeline.books import read_markers
+from pipeline.engine import Shard
 from pipeline.images import ImageSandbox
 from pipeline.score import ScoreConfig, run
 from pipeline.shards import DataDir, read_parquet, read_tar

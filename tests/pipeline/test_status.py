@@ -3,7 +3,8 @@
 import pytest
 
 from pipeline.base import HeadraceError
-from pipeline.engine import Part, Shard, recorded_outputs, run_stage, stale_files
+from pipeline.books import recorded_outputs, stale_files
+from pipeline.engine import Part, Shard, run_stage
 from pipeline.shards import DataDir, read_parquet, write_parquet
 from pipeline.status import StageStatus, as_json, human_bytes, status, text
 from tests.pipeline.factory import Row, make_raw, picture
@@ -123,7 +124,7 @@ def test_says_what_the_engine_says(data):
     add_signal(data, "phash", phash=range(6))
     (data.signals / "phash" / "00001.parquet").unlink()
     recorded = recorded_outputs(data)
-    from pipeline.engine import read_markers
+    from pipeline.books import read_markers
 
     markers = read_markers(data, "score/phash")
     assert [name for name, marker in markers.items() if stale_files(data, marker, recorded)] == ["00001"]
