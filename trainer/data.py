@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,11 @@ class PackedSet:
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    @cached_property
+    def tells_swaps(self) -> bool:
+        """Whether the set names swapped captions itself; then a row without them has none that may be trained on."""
+        return any(self.swaps)
 
     def read(self, row: int) -> bytes:
         """The bytes of one picture; a tar that is missing or cut short is a `HeadraceError`."""

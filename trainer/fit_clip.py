@@ -220,7 +220,8 @@ class Trainer:
             pictures.append(source.pictures.take(rows))
             for row in rows.tolist():
                 caption = source.train.captions[row]
-                wrong = source.train.swaps[row] or augment.swapped_captions(caption)
+                told = source.train.tells_swaps
+                wrong = list(source.train.swaps[row]) if told else augment.swapped_captions(caption)
                 owners += [len(captions)] * len(wrong)
                 swaps += wrong
                 captions.append(augment.vary_caption(caption, self.settings.augmentation.drop_parts, rng))

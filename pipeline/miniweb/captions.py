@@ -113,17 +113,16 @@ def placed(scene: Scene, which: int, variant: int) -> tuple[str, str]:
     return true, false
 
 
-def swaps(scene: Scene, variant: int) -> list[str]:
-    """The caption with colours, sizes or the relation exchanged, in that order; only those that are wrong."""
+def exchanged(scene: Scene, variant: int) -> list[Scene]:
+    """The scenes that `caption` of this `variant` would tell of, were colours, sizes or the relation exchanged, in that
+    order: only those that it tells apart from the true one."""
     if scene.relation is None:
         return []
-    how = _phrasing(variant)
     first, second = scene.objects
-    changed: list[tuple[tuple[Object, Object], str]] = []
+    found = []
     if first.colour != second.colour:
-        pair = replace(first, colour=second.colour), replace(second, colour=first.colour)
-        changed.append((pair, scene.relation))
-    if how.sizes and first.size != second.size:
-        changed.append(((replace(first, size=second.size), replace(second, size=first.size)), scene.relation))
-    changed.append(((first, second), INVERSE[scene.relation]))
-    return [_told(pair, relation, scene.background, how) for pair, relation in changed]
+        found.append((replace(first, colour=second.colour), replace(second, colour=first.colour)))
+    if _phrasing(variant).sizes and first.size != second.size:
+        found.append((replace(first, size=second.size), replace(second, size=first.size)))
+    turned = replace(scene, relation=INVERSE[scene.relation])
+    return [*(replace(scene, objects=pair) for pair in found), turned]

@@ -8,7 +8,7 @@ files or faults.
 import hashlib
 from dataclasses import replace
 
-from pipeline.miniweb.captions import caption, placed, swaps
+from pipeline.miniweb.captions import caption, exchanged, placed
 from pipeline.miniweb.content import (
     BACKGROUNDS,
     COLOURS,
@@ -84,6 +84,16 @@ def combination(scene: Scene) -> str:
 def held_out(scene: Scene) -> bool:
     """Whether no CLIP and no trainer may ever train on this combination; one in 16 is."""
     return hashlib.sha256(combination(scene).encode()).digest()[0] < 16
+
+
+def swaps(scene: Scene, variant: int) -> list[str]:
+    """The scene's caption with colours, sizes or the relation exchanged, in that order; only those that are wrong.
+
+    A scene to train on has only those that may be trained on themselves: captions that are never right would betray
+    what is held out.
+    """
+    others = exchanged(scene, variant)
+    return [caption(other, variant) for other in others if held_out(scene) or not held_out(other)]
 
 
 def differences(one: Scene, other: Scene) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.miniweb import scenes
+from pipeline.miniweb.captions import exchanged
 from pipeline.miniweb.content import BACKGROUNDS, COLOURS, INVERSE
 from pipeline.miniweb.scenes import Object, Scene, caption, combination, draw, held_out, scene, swaps
 
@@ -136,7 +137,7 @@ def test_articles_fit() -> None:
 def test_swaps_are_wrong_in_one_respect() -> None:
     for k in range(400):
         s = scene(8, k)
-        text, wrong = caption(s, k), swaps(s, k)
+        text, wrong = caption(s, k), [caption(other, k) for other in exchanged(s, k)]
         assert text not in wrong and len(wrong) == len(set(wrong))
         assert (wrong == []) == (s.relation is None)
         colours_differ = len({thing.colour for thing in s.objects}) == 2
@@ -147,6 +148,33 @@ def test_swaps_are_wrong_in_one_respect() -> None:
             assert sorted(wrong[0].lower().split()) != text.lower().split()
             bag = [sorted(w.lower().replace("an ", "a ").strip(".").split()) for w in (wrong[0], text)]
             assert bag[0] == bag[1]
+
+
+def test_a_scene_to_train_on_names_no_held_out_combination_even_as_wrong() -> None:
+    left_out = 0
+    for k in range(400):
+        s = scene(8, k)
+        others = exchanged(s, k)
+        wanted = others if held_out(s) else [other for other in others if not held_out(other)]
+        assert swaps(s, k) == [caption(other, k) for other in wanted]
+        left_out += len(others) - len(wanted)
+    assert left_out > 10
+
+
+def test_one_object_of_a_scene_stands_where_it_is_told() -> None:
+    for k in range(60):
+        s = scene(12, k)
+        if s.relation is None:
+            continue
+        both, empty = np.asarray(draw(s, 96), float), np.asarray(draw(s, 96, -1), float)
+        for which, thing in enumerate(s.objects):
+            right, wrong = scenes.placed(s, which, k)
+            assert f"{thing.colour} {thing.shape}" in right and right != wrong
+            shown = np.abs(np.asarray(draw(s, 96, which), float) - empty).sum(axis=2) > 30
+            assert (np.abs(both - empty).sum(axis=2)[shown] > 0).mean() > 0.9
+            rows, columns = (at.mean() / 96 for at in np.nonzero(shown))
+            side = {"left": columns < 0.5, "right": columns > 0.5, "top": rows < 0.5, "bottom": rows > 0.5}
+            assert side[right.split()[-1]] and not side[wrong.split()[-1]]
 
 
 def test_a_wrong_caption_fits_no_object_order() -> None:
