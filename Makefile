@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install curate test check lock clean
+.PHONY: help install curate train test check lock clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -20,6 +20,13 @@ install: .venv/installed  ## make .venv and install the pinned dependencies into
 
 curate: install  ## curate the mini-web: about 3,000 URLs over real HTTP, into data/
 	$(BIN)/curate run miniweb
+
+train: install  ## curate 30,000 scenes, then train the three models on them, draw and evaluate, into runs/miniweb
+	$(BIN)/curate run miniweb-train --data data/miniweb-train
+	$(BIN)/trainer fit --shards data/miniweb-train/curated --out runs/miniweb $(if $(wildcard runs/miniweb/config.toml),--resume)
+	$(BIN)/trainer sample --run runs/miniweb "a large red star to the left of a small blue ring on a white background" \
+		"a green heart above a yellow square" "a small purple cross below a large orange circle"
+	$(BIN)/trainer eval --run runs/miniweb
 
 test: install  ## run the tests, offline
 	$(BIN)/python -m pytest

@@ -20,7 +20,7 @@ RunOption = Annotated[Path | None, typer.Option("--run", help="What `trainer fit
 ClipOption = Annotated[str | None, typer.Option("--clip", help="The run's CLIP, if it is no longer where it was.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Where PNG files go; else RUN/pictures.")]
 SeedOption = Annotated[int, typer.Option(help="The same seed gives the same picture.", min=0)]
-CountOption = Annotated[int, typer.Option(help="How many pictures.", min=1, max=1000)]
+CountOption = Annotated[int, typer.Option(help="How many pictures.", min=1, max=100)]
 BestOption = Annotated[int, typer.Option(help="Draw so many for each and keep what the CLIP finds best.", min=1)]
 StepsOption = Annotated[int | None, typer.Option(help="Denoising steps of the decoder.", min=1, max=1000)]
 GuidanceOption = Annotated[
@@ -28,7 +28,7 @@ GuidanceOption = Annotated[
 ]
 PictureArgument = Annotated[Path, typer.Argument(metavar="IMG", help="A PNG, JPEG or WebP file.")]
 
-app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=True, pretty_exceptions_enable=False)
 
 
 @app.callback()
@@ -57,6 +57,41 @@ def clip(
     settings = read_clip_config(config or CLIP_DEFAULT)
     fit(Run(tuple(shards), out, settings, seed, resume, max_minutes), lambda line: typer.echo(line, err=True))
     typer.echo(str(out))
+
+
+@app.command()
+def fit(
+    shards: Annotated[Path, typer.Option(help="A packed set with CLIP vectors (data/curated).")],
+    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/first"),
+    config: Annotated[
+        str | None, typer.Option(help="`mini`, `base` or a TOML file; by default mini on a CPU, base on a GPU.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, over the config; may be repeated.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="prior, decoder or upsampler; may be repeated.")] = None,
+    clip: Annotated[str | None, typer.Option(help="The CLIP of the set, where it is not found by its name.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed gives another run.", min=0)] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out exactly where it stood.")] = False,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Stop after so many minutes, ready to resume.", min=0)
+    ] = None,
+) -> None:
+    """Train prior, decoder and upsampler in turn; with `torchrun --no-python trainer fit …` on several GPUs."""
+    import torch
+
+    from trainer.config import read_run_config
+    from trainer.fit import FitRun, fit
+    from trainer.saved import NAMES
+
+    for name in only or ():
+        if name not in NAMES:
+            raise HeadraceError(f"--only {name!r} is no model", hint=f"give {', '.join(NAMES)}")
+    settings = read_run_config(config or ("base" if torch.cuda.is_available() else "mini"), set_ or ())
+    names = tuple(name for name in NAMES if not only or name in only)
+    run = FitRun(shards, out, settings, seed, clip, names, resume, max_minutes)
+    done = fit(run, lambda line: typer.echo(line, err=True))
+    typer.echo(str(out) if done else f"{out}: the time was up; continue with --resume")
 
 
 @app.command()
@@ -182,6 +217,31 @@ def inpaint(
     drawn = unclip.inpaint(given, paint, text, seeds, best_of, _how(steps, guidance))
     row = {f"inpaint-{own}": one for own, one in zip(seeds, drawn, strict=True)}
     _write(out or run / "pictures", {text: row}, [f"seed {own}" for own in seeds])
+
+
+@app.command("eval")
+def eval_(
+    run: RunOption = None,
+    shards: Annotated[
+        Path | None, typer.Option(help="A packed set whose `val` is used; else the one that was trained on.")
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="A second CLIP, that conditioned nothing, to judge by.")] = None,
+    clip: ClipOption = None,
+    seed: SeedOption = 0,
+    count: Annotated[int, typer.Option(help="How many held-out captions, one picture each.", min=2)] = 256,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+) -> None:
+    """Judge a run on held-out captions: metrics.json and a page to look at, below RUN/eval."""
+    from trainer.evaluate import EvalRun, evaluate, summary
+    from trainer.unclip import newest_run
+
+    run = run or newest_run(Path("runs"))
+    asked = EvalRun(run, shards, clip, judge, count, seed, _how(steps, guidance))
+    metrics = evaluate(asked, lambda line: typer.echo(line, err=True))
+    for line in summary(metrics):
+        typer.echo(line)
+    typer.echo(str(run / "eval" / "index.html"))
 
 
 def _open(run: Path | None, clip: str | None) -> tuple[Path, UnClip]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pipeline.base import MISSING, Config, HeadraceError, parse_config
+from pipeline.base import MISSING, Config, HeadraceError, parse_config, read_toml
 
-CLIP_DEFAULT = Path(__file__).parent / "configs" / "clip.json"  # clip-mini.json made the embedded CLIP
+if TYPE_CHECKING:
+    from trainer.fit import RunConfig
+
+SHIPPED = Path(__file__).parent / "configs"  # mini.toml for a CPU, base.toml for a GPU
+CLIP_DEFAULT = SHIPPED / "clip.json"  # clip-mini.json made the embedded CLIP
 
 
 class Augmentation(Config):
@@ -66,3 +72,40 @@ def read_clip_config(path: Path) -> ClipConfig:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise HeadraceError(f"{path} is not valid JSON: {error}", hint="correct that line") from None
     return parse_config(ClipConfig, values, str(path))
+
+
+def read_run_config(name: str, changes: Sequence[str] = ()) -> RunConfig:
+    """A run's config: `mini`, `base` or a path to a TOML file, with `section.key=value` changes.
+
+    Raises:
+        HeadraceError: no such file, a change that is no assignment, an unknown key or a wrong value.
+    """
+    from trainer.fit import RunConfig
+
+    shipped = SHIPPED / f"{name}.toml"
+    path = shipped if shipped.is_file() else Path(name)
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.toml")))
+        raise HeadraceError(f"there is no config {name}", hint=f"give {known} or a .toml file", code=MISSING)
+    values = read_toml(path)
+    for change in changes:
+        _assign(values, change)
+    return parse_config(RunConfig, values, f"{path.name} with --set" if changes else str(path))
+
+
+def _assign(values: dict[str, Any], change: str) -> None:
+    """Put `section.key=value` into nested dicts; a value that is no TOML is a string."""
+    key, equals, text = change.partition("=")
+    *sections, last = key.strip().split(".")
+    if not equals or not last:
+        raise HeadraceError(f"--set {change!r} is no assignment", hint="write it as decoder.training.steps=1000")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise HeadraceError(f"--set {change!r}: {section} is no section", hint="write it as decoder.side=32")
+        values = inner
+    values[last] = value

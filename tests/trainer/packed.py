@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 
-from pipeline.shards import TarWriter, write_parquet
+from pipeline.clip import Clip
+from pipeline.shards import TarWriter, vector_column, write_parquet
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
 
@@ -33,16 +34,18 @@ def write_packed(
     swaps: Sequence[Sequence[str]] | None = None,
     rows: int = 16,
     per_shard: int = 10,
+    clip: Clip | None = None,
 ) -> Path:
-    """Write `folder`: train in shards of `per_shard`, val the same rows in one shard."""
+    """Write `folder`: train in shards of `per_shard`, val the same rows in one shard, with vectors of a CLIP."""
     pictures, own = pictures_and_captions()
     texts = list(own if captions is None else captions)[:rows]
     for split, size in (("train", per_shard), ("val", rows)):
         for number, start in enumerate(range(0, rows, size)):
             stop = min(start + size, rows)
             part = None if swaps is None else swaps[start:stop]
-            _write_shard(folder / split / f"{number:05d}", pictures[start:stop], texts[start:stop], part)
-    (folder / "dataset.json").write_text(json.dumps({"format_version": 1, "rows": rows}))
+            _write_shard(folder / split / f"{number:05d}", pictures[start:stop], texts[start:stop], part, clip)
+    about = {"format_version": 1, "rows": rows, "clip": clip.identity if clip else None}
+    (folder / "dataset.json").write_text(json.dumps(about))
     return folder
 
 
@@ -51,6 +54,7 @@ def _write_shard(
     pictures: Sequence[bytes],
     captions: Sequence[str | None],
     swaps: Sequence[Sequence[str]] | None,
+    clip: Clip | None,
 ) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     members = []
@@ -68,4 +72,10 @@ def _write_shard(
     }
     if swaps is not None:
         columns["swaps"] = pa.array([list(row) for row in swaps], pa.list_(pa.string()))
+    if clip is not None:
+        there = np.ones(len(members), bool)
+        decoded = [simplejpeg.decode_jpeg(picture) for picture in pictures]
+        columns["image_emb"] = vector_column(clip.encode_images(decoded), there)
+        columns["text_emb"] = vector_column(clip.encode_texts([text or "" for text in captions]), there)
+        columns["weight"] = np.ones(len(members), np.float32)
     write_parquet(pa.table(columns), stem.with_suffix(".parquet"))

@@ -115,7 +115,7 @@ def test_a_head_of_zeros_loses_what_it_should() -> None:
     nothing = torch.zeros_like(x0)
     for kind, wanted in (("x0", 0.25), ("eps", 1.0)):
         found = loss(schedule, kind, "uniform", nothing, x0, eps, t)  # type: ignore[arg-type]
-        for part in found.split(100):
+        for part in found.view(4, 100):
             assert part.mean().item() == pytest.approx(wanted, rel=0.02)
     mixed = schedule.alpha[t] ** 2 + 0.25 * schedule.sigma[t] ** 2
     torch.testing.assert_close(loss(schedule, "v", "uniform", nothing, x0, eps, t), mixed, rtol=0.25, atol=0)

@@ -43,7 +43,8 @@ def gaussian(schedule: Schedule, mean: Tensor = MEAN, covariance: Tensor = COVAR
         alpha, sigma = schedule.alpha[t[0]].to(xt), schedule.sigma[t[0]].to(xt)
         c = covariance.to(xt)
         gain = alpha * c @ torch.linalg.inv(alpha**2 * c + sigma**2 * torch.eye(len(c)).to(xt))
-        return mean.to(xt) + (xt - alpha * mean.to(xt)) @ gain.T
+        guess: Tensor = mean.to(xt) + (xt - alpha * mean.to(xt)) @ gain.T
+        return guess
 
     return denoise
 
@@ -136,7 +137,7 @@ def test_steps_fall_from_noise() -> None:
     assert steps(1000, 1) == [999] and steps(10, 50) == list(range(9, -1, -1))
     for n in range(1, 120):
         for spacing in ("even", "trailing"):
-            ts = steps(100, n, spacing)  # type: ignore[arg-type]
+            ts = steps(100, n, spacing)
             assert ts[0] == 99 and ts[-1] >= 0 and len(ts) == min(n, 100) == len(set(ts))
             assert ts == sorted(ts, reverse=True)
 
@@ -231,7 +232,7 @@ def test_seeds_differ_by_every_part() -> None:
 
 def units(n: int, seed: int) -> Tensor:
     vectors = torch.randn((n, 16), generator=torch.Generator().manual_seed(seed))
-    return vectors / vectors.norm(dim=-1, keepdim=True)
+    return torch.nn.functional.normalize(vectors, dim=-1)
 
 
 @pytest.mark.parametrize("case", ["apart", "equal", "opposite", "nearly equal", "nearly opposite"])

@@ -1,0 +1,279 @@
+"""The training loop: exact resume, sharing a step among parts and processes, averages, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.base import HeadraceError
+from trainer import checkpoint
+from trainer.average import average_decay, update_average
+from trainer.log import METRICS
+from trainer.loop import STATE, Loop, by_level
+from trainer.optim import MuonAdamW
+from trainer.task import Place, Plan, Tensors, Training
+
+ROWS = 11  # a batch of 8 straddles epochs
+CPU = Place(torch.device("cpu"), half=False)
+Losses = Callable[..., Tensor]
+
+
+@dataclass
+class Toy:
+    """A net that learns rows of a table from noised rows, with dropout, and remembers what it read."""
+
+    name: str = "toy"
+    dropout: float = 0.2
+    seen: list[list[int]] = field(default_factory=list)
+    calls: int = 0
+    dies_at: int = -1  # call of `losses` that is interrupted
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(3)
+        self.model: nn.Module = nn.Sequential(
+            nn.Linear(5, 8), nn.SiLU(), nn.Dropout(self.dropout), nn.Linear(8, 4, bias=True)
+        )
+        self.weights = np.array([1.0, 2.0, 0.5] + [1.0] * (ROWS - 3))
+        self.table = torch.randn(ROWS, 4, generator=torch.Generator().manual_seed(0))
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensors:
+        t = torch.randint(1000, (count,), generator=generator)
+        return {"t": t, "eps": torch.randn(count, 4, generator=generator)}
+
+    def read(self, rows: Any) -> Tensors:
+        self.seen.append(rows.tolist())
+        return {"x": self.table[torch.from_numpy(rows)]}
+
+    def held_out(self) -> Tensors:
+        return {"x": self.table[:5]}
+
+    def losses(self, predict: Losses, batch: Tensors, draw: Tensors) -> Tensor:
+        self.calls += 1
+        if self.calls == self.dies_at:
+            raise RuntimeError("killed")
+        share = draw["t"][:, None] / 1000
+        guess = predict(torch.cat([batch["x"] + share * draw["eps"], share], dim=1))
+        return (guess - batch["x"]).square().mean(1)
+
+    def figures(self) -> dict[str, float]:
+        return {"figure": 1.0}
+
+    def show(self, path: Path) -> None:
+        del path
+
+    def save(self, weights: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
+        self.saved = {name: value.clone() for name, value in weights.items()}
+
+
+SETTINGS = Training(batch=8, part=2, steps=12, warmup=3, evaluate_every=5, ema=0.9)
+
+
+def plan(folder: Path, **changes: Any) -> Plan:
+    return replace(Plan(folder, SETTINGS, 7, "digest", resume=False, deadline=None), **changes)
+
+
+def train(folder: Path, task: Toy | None = None, **changes: Any) -> tuple[Toy, Loop]:
+    task = task or Toy()
+    loop = Loop(task, plan(folder, **changes), CPU, lambda line: None)
+    loop.run()
+    return task, loop
+
+
+def state(folder: Path) -> tuple[dict[str, Tensor], int]:
+    tensors, scalars = checkpoint.load(folder / STATE)
+    return tensors, scalars["step"]
+
+
+def assert_equal_states(one: Path, other: Path) -> None:
+    (a, step_a), (b, step_b) = state(one), state(other)
+    assert step_a == step_b and set(a) == set(b)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert {name.split(".")[0] for name in a} == {"model", "average", "optimizer"}
+
+
+def figures(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("samples_per_s", "mfu")} for line in lines]
+
+
+def trained_rows(task: Toy) -> list[list[int]]:
+    """The rows read for steps in order: without the sample that is read to count operations."""
+    return [rows for rows in task.seen if len(rows) == 8]
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_stopping_often_ends_where_not_stopping_does(tmp_path: Path, optimizer: str) -> None:
+    training = SETTINGS.model_copy(update={"optimizer": optimizer})
+    whole, _ = train(tmp_path / "whole", training=training)
+    for number in range(12):
+        train(tmp_path / "parts", training=training, deadline=0.0, resume=number > 0)  # one step, then stopped
+    assert_equal_states(tmp_path / "whole", tmp_path / "parts")
+    assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
+    assert len(trained_rows(whole)) == 12 and len({tuple(rows) for rows in trained_rows(whole)}) == 12
+
+
+def test_a_kill_in_mid_accumulation_changes_nothing(tmp_path: Path) -> None:
+    train(tmp_path / "whole")
+    task = Toy()
+    loop = Loop(task, plan(tmp_path / "killed"), CPU, lambda line: None)
+    task.dies_at = 1 + 5 * 4 + 2 * 5 * 3 + 2 * 4 + 2  # counting, five steps, held-out losses, and into the eighth step
+    with pytest.raises(RuntimeError, match="killed"):
+        loop.run()
+    assert 5 < loop.step < 12 and state(tmp_path / "killed")[1] == 5
+    again, _ = train(tmp_path / "killed", resume=True)
+    assert_equal_states(tmp_path / "whole", tmp_path / "killed")
+    assert figures(tmp_path / "whole") == figures(tmp_path / "killed")
+    assert trained_rows(again) == trained_rows(train(tmp_path / "third")[0])[5:]
+
+
+def test_another_seed_reads_other_rows(tmp_path: Path) -> None:
+    one, other = train(tmp_path / "one")[0], train(tmp_path / "other", seed=8)[0]
+    assert trained_rows(one) != trained_rows(other)
+
+
+def test_one_part_and_four_learn_the_same(tmp_path: Path) -> None:
+    for name, part in (("one", 8), ("four", 2)):
+        training = SETTINGS.model_copy(update={"part": part})
+        train(tmp_path / name, Toy(dropout=0.0), training=training)
+    (one, _), (four, _) = state(tmp_path / "one"), state(tmp_path / "four")
+    for name in one:
+        torch.testing.assert_close(one[name], four[name], atol=2e-3, rtol=2e-3)  # Muon's iteration is in bfloat16
+
+
+RANKS = """
+import sys, torch
+from pathlib import Path
+from tests.trainer.test_loop import SETTINGS, Toy, plan
+from trainer.loop import Loop
+from trainer.task import Place
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+task = Toy(dropout=0.0)
+training = SETTINGS.model_copy(update={"optimizer": "adamw"})
+Loop(task, plan(folder / "two", training=training), Place(torch.device("cpu"), False, rank, 2), print).run()
+(folder / f"rows{rank}").write_text(repr([rows for rows in task.seen if len(rows) == 4]))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_learn_what_one_does_from_the_same_rows(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", RANKS]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(tmp_path)], cwd=root, env=environment, stdout=subprocess.DEVNULL)
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    training = SETTINGS.model_copy(update={"optimizer": "adamw"})
+    task, _ = train(tmp_path / "one", Toy(dropout=0.0), training=training)
+    halves = [eval((tmp_path / f"rows{rank}").read_text()) for rank in range(2)]  # noqa: S307
+    assert [a + b for a, b in zip(*halves, strict=True)] == trained_rows(task)
+    (one, _), (two, _) = state(tmp_path / "one"), state(tmp_path / "two")
+    assert set(one) == set(two) and not any("module." in name for name in two)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-4)
+
+
+def test_the_average_follows_its_formula() -> None:
+    model = nn.Linear(2, 2)
+    start = {name: value.detach().clone() for name, value in model.named_parameters()}
+    with torch.no_grad():
+        model.weight += 1
+    average = {name: value.clone() for name, value in start.items()}
+    update_average(average, model, 1.0)
+    assert all(torch.equal(average[name], start[name]) for name in start)
+    update_average(average, model, 0.75)
+    torch.testing.assert_close(average["weight"], start["weight"] + 0.25)
+    update_average(average, model, 0.0)
+    assert torch.equal(average["weight"], model.weight)
+    assert average_decay(0.999, 0) == 0.1 and average_decay(0.999, 90) == 0.91 and average_decay(0.5, 90) == 0.5
+
+
+def test_raw_and_averaged_weights_are_both_reported_and_the_average_saved(tmp_path: Path) -> None:
+    task, loop = train(tmp_path / "a")
+    last = [line for line in figures(tmp_path / "a") if "figure" in line][-1]
+    assert last["held_out/raw_loss_t50"] != last["held_out/loss_t50"]
+    assert all(torch.equal(task.saved[name], value) for name, value in loop.average.items())
+    assert not any(torch.equal(task.saved[name], value) for name, value in loop.model.named_parameters())
+
+
+def test_losses_are_told_apart_by_noise_level() -> None:
+    means = by_level(torch.tensor([1.0, 2.0, 3.0, 5.0]), torch.tensor([0, 250, 499, 999]))
+    assert {name: float(value) for name, value in means.items()} == {
+        "loss": 2.75,
+        "loss_q0": 1.0,
+        "loss_q1": 2.5,
+        "loss_q3": 5.0,
+    }
+
+
+def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path) -> None:
+    class Interrupted(Toy):
+        def losses(self, predict: Losses, batch: Tensors, draw: Tensors) -> Tensor:
+            if self.calls == 1 + 3 * 4 + 1:  # in the middle of the fourth step
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().losses(predict, batch, draw)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "a", Interrupted())
+    assert state(tmp_path / "a")[1] == 4 and signal.getsignal(signal.SIGINT) is before
+    train(tmp_path / "a", resume=True)
+    train(tmp_path / "whole")
+    assert_equal_states(tmp_path / "whole", tmp_path / "a")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(tmp_path: Path) -> None:
+    class Broken(Toy):
+        def losses(self, predict: Losses, batch: Tensors, draw: Tensors) -> Tensor:
+            return super().losses(predict, batch, draw) * (float("nan") if self.calls > 60 else 1)
+
+    with pytest.raises(HeadraceError, match="not finite"):
+        train(tmp_path / "a", Broken())
+    tensors, step = state(tmp_path / "a")
+    assert step == 5 and all(bool(value.isfinite().all()) for value in tensors.values())
+
+
+def test_a_state_of_another_config_is_refused(tmp_path: Path) -> None:
+    train(tmp_path / "a")
+    with pytest.raises(HeadraceError, match="another config") as caught:
+        train(tmp_path / "a", resume=True, digest="other")
+    assert caught.value.code == 4
+
+
+def test_a_batch_that_cannot_be_shared_is_named(tmp_path: Path) -> None:
+    with pytest.raises(HeadraceError, match="batch of 8 cannot be shared"):
+        train(tmp_path / "a", training=SETTINGS.model_copy(update={"part": 3}))
+
+
+def test_the_peak_rates_are_reached_and_end_at_zero(tmp_path: Path) -> None:
+    loop = Loop(Toy(), plan(tmp_path), CPU, print)
+    rates = []
+    for loop.step in range(13):
+        rates.append(loop.rate())
+    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1]) and rates[3] == 1 and rates[12] == pytest.approx(0)
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert isinstance(loop.optimizer, MuonAdamW)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_alike_and_keeps_its_names(tmp_path: Path) -> None:
+    train(tmp_path / "plain", Toy(dropout=0.0))
+    train(tmp_path / "fast", Toy(dropout=0.0), training=SETTINGS.model_copy(update={"compile": True}))
+    (plain, _), (fast, _) = state(tmp_path / "plain"), state(tmp_path / "fast")
+    assert set(plain) == set(fast) and not any("_orig_mod" in name for name in fast)
+    for name in plain:
+        torch.testing.assert_close(plain[name], fast[name], atol=5e-3, rtol=5e-3)

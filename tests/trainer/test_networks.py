@@ -1,0 +1,219 @@
+"""The networks: shapes, nulls, masks, and what a fresh one predicts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.base import parse_config
+from trainer import diffusion
+from trainer.conditions import NullText, Sizes, Whitening, end_states
+from trainer.decoder import Decoder, DecoderConfig
+from trainer.layers import attend, blur, time_features
+from trainer.prior import Prior, PriorConfig, better_of, build_prior, ridge
+from trainer.tasks import crops
+from trainer.upsampler import Upsampler, UpsamplerConfig, shrunk, worsened
+
+SIZES = Sizes(embedding=16, token=12, context=20, null=2)
+KINDS = ("residual", "transformer")
+YES, NO = torch.ones(3, dtype=torch.bool), torch.zeros(3, dtype=torch.bool)
+
+
+def woken(model: nn.Module) -> nn.Module:
+    """A model whose parameters are all random, so that no zero at the start hides anything."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model.eval()
+
+
+def decoder(groups: int = 0, **changes: object) -> Decoder:
+    values = {"side": 16, "patch": 2, "channels": [16, 32], "blocks": 1, "attention": [4], "head": 16, "groups": groups}
+    model = Decoder(parse_config(DecoderConfig, {**values, "token_width": 24, **changes}, "test"), SIZES)
+    model.null.fit(torch.randn(16), torch.randn(2, 12))
+    return model
+
+
+def prior(kind: str) -> Prior:
+    model = build_prior(parse_config(PriorConfig, {"kind": kind, "width": 64, "depth": 2, "head": 16}, "test"), SIZES)
+    model.null.fit(torch.randn(16), torch.randn(2, 12))
+    return model
+
+
+def conditions() -> tuple[Tensor, Tensor, Tensor]:
+    """Vectors, tokens, and a mask of 3, 9 and 5 tokens."""
+    mask = torch.arange(9) < torch.tensor([[3], [9], [5]])
+    return F.normalize(torch.randn(3, 16), dim=1), torch.randn(3, 9, 12), mask
+
+
+T = torch.tensor([1, 500, 999])
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def test_written_out_attention_equals_torchs_own() -> None:
+    query, key, value = (torch.randn(2, 3, n, 8) for n in (5, 7, 7))
+    seen = torch.rand(2, 1, 5, 7) > 0.3
+    seen[..., 0] = True
+    torch.testing.assert_close(
+        attend(query, key, value, seen), F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+    )
+
+
+def test_blur_keeps_what_is_even_and_spreads_a_point() -> None:
+    torch.testing.assert_close(blur(torch.full((1, 2, 5, 5), 0.3), 3, 0.6), torch.full((1, 2, 5, 5), 0.3))
+    point = torch.zeros(1, 1, 5, 5)
+    point[0, 0, 2, 2] = 1
+    line = torch.exp(-torch.tensor([1.0, 0.0, 1.0]) / (2 * 0.36))
+    expected = (line / line.sum())[:, None] * (line / line.sum())
+    torch.testing.assert_close(blur(point, 3, 0.6)[0, 0, 1:4, 1:4], expected)
+
+
+def test_times_are_told_apart() -> None:
+    features = time_features(torch.arange(1000), 32)
+    assert features.shape == (1000, 32) and torch.cdist(features, features).add(torch.eye(1000)).min() > 1e-3
+
+
+@pytest.mark.parametrize("groups", [0, 8])
+def test_a_fresh_decoder_predicts_nothing_so_its_loss_is_that_of_the_picture(groups: int) -> None:
+    model, schedule = decoder(groups), diffusion.cosine()
+    x0, eps = torch.rand(3, 3, 16, 16) * 2 - 1, torch.randn(3, 3, 16, 16)
+    guess = model(diffusion.add_noise(schedule, x0, T, eps), T, *conditions(), YES, YES)
+    expected = x0.square().flatten(1).mean(1)
+    torch.testing.assert_close(diffusion.loss(schedule, "x0", "uniform", guess, x0, eps, T), expected)
+    eps_loss = diffusion.loss(schedule, "eps", "uniform", guess, x0, eps, T)
+    assert float(eps_loss.detach().mean()) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("groups", [0, 8])
+def test_the_decoders_nulls_forget_the_conditions_and_keep_the_picture(groups: int) -> None:
+    model = woken(decoder(groups))
+    x, one, other = torch.randn(3, 3, 16, 16), conditions(), conditions()
+    assert torch.equal(model(x, T, *one, NO, NO), model(x, T, *other, NO, NO))
+    image_only = model(x, T, one[0], *other[1:], YES, NO)
+    torch.testing.assert_close(image_only, model(x, T, *one, YES, NO))
+    assert not torch.allclose(model(x, T, *one, YES, YES), image_only, atol=1e-3)
+    assert not torch.allclose(model(x, T, *one, NO, YES), model(x, T, *one, YES, YES), atol=1e-3)
+    assert not torch.allclose(model(x + 1, T, *one, NO, NO), model(x, T, *one, NO, NO), atol=1e-3)
+    mixed = model(x, T, *one, torch.tensor([True, False, True]), NO)
+    torch.testing.assert_close(mixed[1], model(x, T, *one, NO, NO)[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_priors_null_forgets_the_text_and_keeps_the_noised_vector(kind: str) -> None:
+    model = woken(prior(kind))
+    z, one, other = torch.randn(3, 16), conditions(), conditions()
+    null = model(z, T, *one, NO)
+    torch.testing.assert_close(null, model(z, T, other[0], other[1], other[2], NO))
+    assert not torch.allclose(null, model(z, T, *one, YES), atol=1e-3)
+    assert not torch.allclose(null, model(z + 1, T, *one, NO), atol=1e-3)
+
+
+def test_what_stands_behind_the_end_mark_is_not_seen() -> None:
+    image, tokens, mask = conditions()
+    changed = torch.where(mask[:, :, None], tokens, 100.0)
+    longer, more = F.pad(changed, (0, 0, 0, 4), value=7.0), F.pad(mask, (0, 4))
+    x, z = torch.randn(3, 3, 16, 16), torch.randn(3, 16)
+    model, other = woken(decoder()), woken(prior("transformer"))
+    for variant in ((changed, mask), (longer, more)):
+        torch.testing.assert_close(model(x, T, image, *variant, YES, YES), model(x, T, image, tokens, mask, YES, YES))
+        torch.testing.assert_close(other(z, T, image, *variant, YES), other(z, T, image, tokens, mask, YES))
+
+
+def test_the_empty_text_as_itself_is_the_null() -> None:
+    model = woken(decoder())
+    x, (image, tokens, mask) = torch.randn(3, 3, 16, 16), conditions()
+    empty = F.pad(model.null.tokens.expand(3, -1, -1), (0, 0, 0, 7)), torch.arange(9).expand(3, -1) < 2
+    torch.testing.assert_close(model(x, T, image, *empty, YES, YES), model(x, T, image, tokens, mask, YES, NO))
+
+
+def test_ridge_finds_a_linear_map_and_shrinks_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, true = torch.randn(400, 6, generator=generator), torch.randn(5, 6, generator=generator)
+    torch.testing.assert_close(ridge(x, x @ true.T, 1e-9), true, atol=1e-5, rtol=1e-5)
+    gram = x.double().T @ x.double()
+    lam = 0.5 * gram.trace() / 6
+    expected = (torch.linalg.inv(gram + lam * torch.eye(6)) @ x.double().T @ (x @ true.T).double()).T
+    torch.testing.assert_close(ridge(x, x @ true.T, 0.5), expected.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_fresh_residual_prior_is_the_linear_one() -> None:
+    linear, residual = prior("linear"), prior("residual")
+    weight = torch.randn(16, 16)
+    for model in (linear, residual):
+        model.weight.copy_(weight)  # type: ignore[operator]
+    text, tokens, mask = conditions()
+    z = torch.randn(3, 16)
+    torch.testing.assert_close(residual(z, T, text, tokens, mask, YES), text @ weight.T)
+    torch.testing.assert_close(linear(z, T, text, tokens, mask, YES), text @ weight.T)
+    assert not linear(z, T, text, tokens, mask, NO).any()
+
+
+def test_the_nearer_of_two_is_kept() -> None:
+    text = torch.eye(3)
+    near, far = text.clone(), -text
+    picked = better_of(
+        torch.stack([torch.stack([near[0], far[1], near[2]]), torch.stack([far[0], near[1], far[2]])]), text
+    )
+    assert torch.equal(picked, text)
+
+
+def test_whitening_centres_scales_and_can_be_undone() -> None:
+    vectors = torch.randn(1000, 4) * torch.tensor([1.0, 5.0, 0.1, 0.0]) + 3
+    white = Whitening(4)
+    white.fit(vectors)
+    out = white(vectors)
+    torch.testing.assert_close(out.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(out.std(0)[:3], torch.ones(3), atol=1e-2, rtol=0)
+    torch.testing.assert_close(white.inverse(out), vectors)
+
+
+def test_end_states_are_those_of_the_last_token() -> None:
+    _, tokens, mask = conditions()
+    expected = torch.stack([tokens[0, 2], tokens[1, 8], tokens[2, 4]])
+    assert torch.equal(end_states(tokens, mask), expected)
+    assert isinstance(NullText(SIZES), nn.Module)
+
+
+def test_the_upsampler_draws_any_size_and_looks_at_the_small_picture() -> None:
+    values = {"channels": [16, 32], "side": 32, "crop": 16, "factor": 4, "patch": 2, "groups": 8, "blocks": 1}
+    model = woken(Upsampler(parse_config(UpsamplerConfig, values, "test"), SIZES))
+    for side in (16, 32):
+        x, small = torch.randn(3, 3, side, side), torch.randn(3, 3, side // 4, side // 4)
+        assert model(x, T, small).shape == x.shape
+        assert not torch.allclose(model(x, T, small), model(x, T, -small), atol=1e-3)
+
+
+def test_crops_of_small_and_large_pictures_show_the_same() -> None:
+    large = F.interpolate(torch.rand(2, 3, 4, 4), size=(32, 32), mode="bilinear") * 2 - 1
+    place = torch.tensor([[0, 3], [4, 1]])
+    cut, small = crops(large, place * 4, 16), crops(shrunk(large, 4), place, 4)
+    assert torch.equal(cut[1], large[1, :, 16:32, 4:20])
+    inside = shrunk(cut, 4)[:, :, 1:-1, 1:-1]  # at the edges the filter sees what the crop cut off
+    torch.testing.assert_close(inside, small[:, :, 1:-1, 1:-1], atol=0.05, rtol=0)
+    assert not torch.allclose(
+        inside, crops(shrunk(large, 4), place - 1 + 2 * (place < 1), 4)[:, :, 1:-1, 1:-1], atol=0.05
+    )
+
+
+def test_worsening_adds_so_much_noise() -> None:
+    noise = torch.randn(2, 3, 64, 64)
+    out = worsened(torch.zeros(2, 3, 64, 64), noise, torch.tensor([0.0, 0.5]))
+    assert not out[0].any() and float(out[1].std()) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("groups", [0, 8])
+def test_bfloat16_and_channels_last_are_near_float32(groups: int) -> None:
+    model = woken(decoder(groups, resample="plain" if groups else "block")).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x, known = torch.randn(3, 3, 16, 16), conditions()
+    whole = model(x, T, *known, YES, YES)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(x, T, *known, YES, YES)
+    assert half.dtype == torch.float32
+    assert float(((half - whole).norm() / whole.norm()).detach()) < 0.05

@@ -1,0 +1,149 @@
+"""The CLIP's numbers of a packed set: vectors and weights from Parquet, token states of captions, and the draws.
+
+Which rows a step takes is a pure function of (seed, step). This module knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pipeline.base import MISSING, REFUSED, HeadraceError, read_json
+from pipeline.shards import read_parquet, shard_files, vectors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.clip import Clip
+
+KEEP_TOKENS = 8 << 30  # bytes of token states held in memory; those of a larger set are computed batch by batch
+CHUNK = 1024  # captions encoded at a time
+ROUND = 8  # lengths are multiples of it, so that few shapes occur
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """One row per sample: unit vectors of picture and caption, float16 (N, D), and how often to draw it, float64."""
+
+    image: NDArray[np.float16]
+    text: NDArray[np.float16]
+    weight: NDArray[np.float64]
+
+    def usable(self) -> NDArray[np.int64]:
+        """The rows that have both vectors and a weight above 0."""
+        return np.flatnonzero(self.weight > 0)
+
+
+def read_embeddings(folder: Path, split: str) -> Embeddings:
+    """Stream the vectors of `folder/split` shard by shard; rows that lack one get the weight 0.
+
+    Raises:
+        HeadraceError: no such columns, a vector that is not finite, a weight below 0, or nothing that can be used.
+    """
+    parts: list[tuple[Any, Any, Any]] = []
+    for path in shard_files(folder / split, "parquet"):
+        table = read_parquet(path)
+        if not {"image_emb", "text_emb"} <= set(table.column_names):
+            hint = "score and pack it with the clip signal"
+            raise HeadraceError(f"{path} has no CLIP vectors", hint=hint, code=MISSING)
+        image, text = (vectors(table[name]) for name in ("image_emb", "text_emb"))
+        given = table["weight"].to_numpy() if "weight" in table.column_names else np.ones(len(table))
+        weight = np.asarray(given, dtype=np.float64)
+        for what, values in (("vector", image), ("vector", text), ("weight", weight)):
+            sound = np.isfinite(values).reshape(len(table), -1).all(axis=1) & (what != "weight" or values >= 0)
+            if not sound.all():
+                key = table["key"][int(np.argmin(sound))]
+                hint = "score and pack it again, or drop that row"
+                raise HeadraceError(f"{path} has an impossible {what} in sample {key}", hint=hint, code=REFUSED)
+        parts.append((image, text, np.where(image.any(axis=1) & text.any(axis=1), weight, 0)))
+    image, text, weight = (np.concatenate(part) for part in zip(*parts, strict=True))
+    if not weight.any():
+        raise HeadraceError(f"{folder} has no sample with both CLIP vectors in {split}", hint="score it", code=MISSING)
+    return Embeddings(image, text, weight)
+
+
+def check_identity(folder: Path, clip: Clip) -> None:
+    """Refuse a set whose vectors another CLIP made."""
+    packed = read_json(folder / "dataset.json").get("clip") or {}
+    named = packed.get("name", "no CLIP")
+    if {**packed, "name": ""} != {**clip.identity, "name": ""}:
+        what = "weights" if named == clip.name else f"CLIP ({named})"
+        raise HeadraceError(
+            f"the vectors of {folder} are of other {what} than those of CLIP {clip.name}",
+            hint="give that CLIP with --clip, or score and pack the set again with this one",
+            code=REFUSED,
+        )
+
+
+def weighted_order(weights: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """Row numbers of one epoch, as many as there are weights above 0, shuffled: a pure function of its arguments.
+
+    A row comes `n · weight / Σ weight` times on average, rounded up or down at random (systematic resampling); equal
+    weights give every row exactly once.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    count = int((weights > 0).sum())
+    edges = np.round(np.cumsum(weights) * (count / weights.sum()), 6)
+    edges[-1] = count
+    times = np.diff(np.floor(edges + rng.random()).astype(np.int64), prepend=0)
+    return rng.permutation(np.repeat(np.arange(len(weights)), times))
+
+
+class Draws:
+    """Which rows a step takes: epochs follow one another without a gap, a batch may straddle two."""
+
+    def __init__(self, weights: NDArray[np.float64], seed: int, size: int) -> None:
+        self.size = size
+        self.epoch = int((weights > 0).sum())
+        self._order = lru_cache(maxsize=2)(lambda epoch: weighted_order(weights, seed, epoch))
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """Row numbers (size,) of the batch of one step, counted from 0."""
+        places = np.arange(step * self.size, (step + 1) * self.size)
+        return np.array([self._order(int(place // self.epoch))[place % self.epoch] for place in places])
+
+
+class CaptionTokens:
+    """Token states of a set's captions by the frozen CLIP: all at once where memory allows, else batch by batch."""
+
+    def __init__(self, clip: Clip, captions: Sequence[str], keep: bool = True) -> None:
+        self._clip = clip
+        self._captions = captions
+        self._place: NDArray[np.int64] | None = None
+        distinct = list(dict.fromkeys(captions))
+        if keep and len(distinct) * self._bytes_per_caption() <= KEEP_TOKENS:
+            parts = [self._encode(distinct[start : start + CHUNK]) for start in range(0, len(distinct), CHUNK)]
+            self._flat = torch.cat([states[mask] for states, mask in parts])  # ragged: (all tokens, width)
+            self._lengths = torch.cat([mask.sum(dim=1) for _, mask in parts])
+            self._starts = torch.cumsum(self._lengths, 0) - self._lengths
+            number = {text: n for n, text in enumerate(distinct)}
+            self._place = np.array([number[text] for text in captions])
+
+    def take(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """States float16 (B, N, width) and mask (B, N), true on tokens; N is what the longest needs."""
+        if self._place is None:
+            return self._encode([self._captions[row] for row in rows])
+        place = torch.from_numpy(self._place[rows])
+        lengths = self._lengths[place]
+        places = torch.arange(self._room(int(lengths.max())))
+        mask = places < lengths[:, None]
+        states = self._flat[torch.where(mask, self._starts[place][:, None] + places, 0)]
+        return states * mask[:, :, None], mask
+
+    def _encode(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        states, mask = (torch.from_numpy(part) for part in self._clip.text_states(texts))
+        length = self._room(int(mask.sum(dim=1).max()))
+        return (states * mask[:, :, None])[:, :length].half(), mask[:, :length]
+
+    def _room(self, longest: int) -> int:
+        return min(-(-longest // ROUND) * ROUND, self._clip.context_length)
+
+    def _bytes_per_caption(self) -> int:
+        return int(self._clip.context_length * self._clip.text_states([""])[0].shape[2] * 2)

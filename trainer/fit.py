@@ -1,0 +1,214 @@
+"""Trains prior, decoder and upsampler in turn, from one packed set and one config, into one run folder.
+
+It checks what it is given, starts the processes' group where `torchrun` did, and hands each model to the one loop.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import Field
+
+from pipeline.base import REFUSED, Config, HeadraceError, digest, read_json, write_toml
+from trainer import saved
+from trainer.decoder import DecoderConfig
+from trainer.embedded import check_identity
+from trainer.log import Log
+from trainer.loop import STATE, Loop, is_done
+from trainer.prior import PriorConfig
+from trainer.saved import NAMES, Name, write_run
+from trainer.sets import Sets, Split
+from trainer.speed import half_precision
+from trainer.task import Place, Plan, Training
+from trainer.tasks import DecoderTask, PriorTask, UpsamplerTask
+from trainer.upsampler import UpsamplerConfig
+
+if TYPE_CHECKING:
+    from pipeline.clip import Clip
+
+RESOLVED = "config.toml"
+Say = Callable[[str], None]
+
+
+class PriorRun(PriorConfig):
+    """The prior and how it is trained."""
+
+    training: Training = Training()
+
+
+class DecoderRun(DecoderConfig):
+    """The decoder and how it is trained."""
+
+    training: Training = Training()
+
+
+class UpsamplerRun(UpsamplerConfig):
+    """The upsampler and how it is trained."""
+
+    training: Training = Training()
+
+
+class DataConfig(Config):
+    """What of the set is used."""
+
+    held_out: int = Field(default=256, ge=1)  # rows of `val` that losses and figures are computed on
+
+
+class RunConfig(Config):
+    """A run's TOML: what is trained, and on what."""
+
+    data: DataConfig = DataConfig()
+    prior: PriorRun = PriorRun()
+    decoder: DecoderRun = DecoderRun()
+    upsampler: UpsamplerRun = UpsamplerRun()
+
+
+@dataclass(frozen=True)
+class FitRun:
+    """What one call of `trainer fit` is asked for."""
+
+    shards: Path
+    out: Path
+    config: RunConfig
+    seed: int = 0
+    clip: str | None = None  # as `pipeline.clip.load` takes it; None for the one that the set names
+    only: tuple[Name, ...] = field(default=NAMES)
+    resume: bool = False
+    minutes: float | None = None  # stop after this long, with states to resume from
+
+
+def fit(run: FitRun, say: Say) -> bool:
+    """Train what is asked for; True when all of it is done, False when the time was up before.
+
+    Raises:
+        HeadraceError: a set that cannot be trained on or of another CLIP, an `out` that holds another run.
+        KeyboardInterrupt: asked to end; the state is saved.
+    """
+    deadline = None if run.minutes is None else time.monotonic() + 60 * run.minutes
+    _check(run)
+    with _group() as place:
+        say = say if place.leads else _silent
+        clip_name, clip = _clip(run, place.device)
+        sets = Sets(Split(run.shards, "train", clip), Split(run.shards, "val", clip, run.config.data.held_out), clip)
+        check_identity(run.shards, clip)
+        if len(sets.train.rows) < 2:
+            hint = "pack at least two samples with vectors"
+            raise HeadraceError(f"{run.shards} has only one sample to train on", hint=hint)
+        say(f"{len(sets.train.rows)} samples, {len(sets.val.rows)} held out, CLIP {clip.name}, {place.device}")
+        if place.leads:
+            write_toml(run.out / RESOLVED, run.config.model_dump(mode="json"))
+            write_run(run.out, clip_name, clip.identity, str(run.shards))
+        return _fit_all(run, sets, place, deadline, say)
+
+
+def _fit_all(run: FitRun, sets: Sets, place: Place, deadline: float | None, say: Say) -> bool:
+    """Train one model after the other; what is done already is passed over, and its data not read."""
+    trained = False
+    for name in run.only:
+        section = getattr(run.config, name)
+        about = {
+            "config": section.model_dump(mode="json"),
+            "data": run.config.data.model_dump(mode="json"),
+            "seed": run.seed,
+            "set": read_json(run.shards / "dataset.json"),
+            "clip": sets.clip.identity,
+        }
+        plan = Plan(run.out / name, section.training, run.seed, digest(about), run.resume, deadline)
+        if is_done(plan):
+            say(f"{name}: all {plan.training.steps} steps are done")
+            continue
+        if trained and deadline is not None and time.monotonic() >= deadline:
+            return False
+        if not _fit_one(name, section, plan, sets, place, say):
+            return False
+        trained = True
+    return True
+
+
+def _fit_one(name: Name, section: Config, plan: Plan, sets: Sets, place: Place, say: Say) -> bool:
+    """Train one model to its end (True) or the deadline."""
+    model = saved.KINDS[name].model_validate(section.model_dump(exclude={"training"}))
+    began = time.monotonic()
+    task: PriorTask | DecoderTask | UpsamplerTask
+    if isinstance(model, PriorConfig):
+        task = PriorTask(model, sets, plan.folder, plan.seed)
+        if model.kind == "linear":
+            return _keep_closed_form(task, place, say)
+    elif isinstance(model, UpsamplerConfig):
+        task = UpsamplerTask(model, sets, plan.folder, plan.seed)
+    else:
+        assert isinstance(model, DecoderConfig)
+        task = DecoderTask(model, sets, plan.folder, plan.seed)
+    say(f"{name}: data ready in {time.monotonic() - began:.0f} s")
+    return Loop(task, plan, place, say).run()
+
+
+def _keep_closed_form(task: PriorTask, place: Place, say: Say) -> bool:
+    """The linear prior is done once it is built."""
+    if place.leads:
+        figures = task.figures()
+        log = Log(task.folder, 0)
+        log.write(0, figures)
+        log.close()
+        task.save(task.model.state_dict(), {"step": 0})
+        say("prior: " + " ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    return True
+
+
+def _check(run: FitRun) -> None:
+    there = [name for name in run.only if (run.out / name / STATE).is_file()]
+    if there and not run.resume:
+        hint = "add --resume to continue it, or give another --out"
+        raise HeadraceError(f"{run.out} already holds a {there[0]}", hint=hint, code=REFUSED)
+    if run.resume and not any((run.out / name).is_dir() for name in NAMES):
+        raise HeadraceError(f"there is nothing to resume in {run.out}", hint="leave out --resume", code=REFUSED)
+
+
+def _clip(run: FitRun, device: torch.device) -> tuple[str, Clip]:
+    """The CLIP asked for, or the one whose name the set brings; and the name that it is loaded by."""
+    from pipeline.clip import load
+
+    named = run.clip
+    if named is None and (run.shards / "dataset.json").is_file():
+        named = (read_json(run.shards / "dataset.json").get("clip") or {}).get("name")
+    try:
+        return named or "mini", load(named or "mini", str(device))
+    except HeadraceError as error:
+        if run.clip is not None:
+            raise
+        hint = "give with --clip the CLIP that the set was scored with"
+        raise HeadraceError(f"the set's own CLIP cannot be loaded: {error.message}", hint, error.code) from None
+
+
+@contextmanager
+def _group() -> Iterator[Place]:
+    """Which process this is; under `torchrun` the group is opened and closed."""
+    rank, world, local = (int(os.environ.get(key, default)) for key, default in _VARIABLES)
+    cuda = torch.cuda.is_available()
+    device = torch.device(f"cuda:{local}" if cuda else "cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    place = Place(device, half_precision(device), rank, world)
+    if world == 1:
+        yield place
+        return
+    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield place
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+def _silent(line: str) -> None:
+    del line

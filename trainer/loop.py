@@ -1,0 +1,298 @@
+"""One training loop for every model: mixed precision, accumulation, clipping, averages, exact resume, many processes.
+
+A step is a pure function of (state, seed, step). All of a step's randomness is drawn for the whole batch and then
+shared out, so neither the size of the parts nor the number of processes changes what is learned. This module knows
+nothing of pictures or text: a `Task` brings model, data and loss.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.base import REFUSED, HeadraceError
+from trainer import checkpoint
+from trainer.average import average_decay, put, update_average
+from trainer.embedded import Draws
+from trainer.log import Log
+from trainer.optim import MuonAdamW, split_parameters
+from trainer.sampling import seed_for
+from trainer.speed import matrix_speed, operations
+from trainer.task import Place, Plan, Task, Tensors, cut
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+STATE = "state.safetensors"
+AHEAD = 2  # batches that are read while another is learned from
+LEVELS = 4  # noise levels that losses are told apart by
+HELD_LEVELS = (50, 300, 550, 800, 950)  # timesteps of the held-out losses
+
+
+class Loop:
+    """The state of a run and its one step."""
+
+    def __init__(self, task: Task, plan: Plan, place: Place, say: Callable[[str], None]) -> None:
+        s = plan.training
+        if s.batch % (place.world * min(s.part, s.batch // place.world or 1)):
+            hint = f"make {task.name}.training.batch a multiple of processes × part"
+            raise HeadraceError(f"a batch of {s.batch} cannot be shared among {place.world} × {s.part}", hint=hint)
+        self.task, self.plan, self.place, self.say = task, plan, place, say
+        self.model = task.model.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.step = 0
+        self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        groups = split_parameters(self.model, s.learning_rate, s.matrix_rate, s.weight_decay)
+        if s.optimizer == "adamw":
+            groups[0] |= {"muon": False, "peak": s.learning_rate}
+        self.optimizer = MuonAdamW([group for group in groups if group["params"]], s.beta1, s.beta2)
+        self.own = s.batch // place.world
+        self.draws = Draws(task.weights, seed_for(plan.seed, task.name) % 2**32, s.batch)
+        self.spent = 0.0  # seconds of training, over all calls
+
+    def run(self) -> bool:
+        """Train to the end or the deadline; True when the last step is done.
+
+        Raises:
+            HeadraceError: a state of another config, a loss that is not finite, a full disk.
+            KeyboardInterrupt: after the step in hand and a checkpoint.
+        """
+        if self.plan.resume and (self.plan.folder / STATE).is_file():
+            self.restore()
+        steps = self.plan.training.steps
+        self._prepare()
+        with ThreadPoolExecutor(1) as pool, interruptible() as asked, self._log() as log:
+            ahead: dict[int, Future[Tensors]] = {}
+            stop = False
+            while self.step < steps and not stop:
+                for step in range(self.step, min(self.step + AHEAD, steps)):
+                    if step not in ahead:
+                        ahead[step] = pool.submit(self.task.read, self._rows(step))
+                began = time.perf_counter()
+                numbers = self.train_step(ahead.pop(self.step).result())
+                self._tell(log, numbers, time.perf_counter() - began)
+                stop = self._stopping(asked.is_set())
+                if self.step % self.plan.training.evaluate_every == 0 or self.step == steps:
+                    self.evaluate(log)
+                    self.save()
+                elif stop:
+                    self.save()
+        if asked.is_set():
+            raise KeyboardInterrupt
+        return self.step >= steps
+
+    def train_step(self, batch: Tensors) -> dict[str, Tensor]:
+        """One step on this process's share of the batch; returns loss and gradient norm, and losses by noise level."""
+        s, place = self.plan.training, self.place
+        draw = self._draw(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate() * group["peak"]
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = [slice(start, start + s.part) for start in range(0, self.own, s.part)]
+        losses = []
+        for number, part in enumerate(parts):
+            torch.manual_seed(seed_for(self.plan.seed, self.task.name, self.step, place.rank, number))  # for dropout
+            last = number == len(parts) - 1
+            with nullcontext() if last or place.world == 1 else self.predict.no_sync():
+                losses.append(self._losses(self.predict, cut(batch, part), cut(draw, part)))
+                (losses[-1].sum() / self.own).backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.clip_norm)
+        if not torch.isfinite(norm):
+            hint = f"lower {self.task.name}.training.learning_rate and matrix_rate"
+            raise HeadraceError(f"the gradient of the {self.task.name} is not finite at step {self.step}", hint=hint)
+        self.optimizer.step()
+        self.step += 1
+        update_average(self.average, self.model, average_decay(s.ema, self.step))
+        return {"norm": norm, **by_level(torch.cat(losses).detach(), draw["t"])}
+
+    def rate(self) -> float:
+        """Share of the peak rates: linear warm-up, then half a cosine down to zero."""
+        s = self.plan.training
+        if self.step < s.warmup:
+            return (self.step + 1) / s.warmup
+        done = (self.step - s.warmup) / max(1, s.steps - s.warmup)
+        return 0.5 * (1 + math.cos(math.pi * done))
+
+    def evaluate(self, log: Log | None) -> None:
+        """Held-out losses by noise level of raw and averaged weights, figures and samples of the averaged ones."""
+        if not self.place.leads or log is None:
+            return
+        numbers = {f"held_out/raw_{name}": value for name, value in self._held_out().items()}
+        with self._averaged():
+            numbers |= {f"held_out/{name}": value for name, value in self._held_out().items()}
+            numbers |= self.task.figures()
+            self.task.show(self.plan.folder / "samples" / f"{self.step:07d}.png")
+        log.write(self.step, numbers)
+        text = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        self.say(f"{self.task.name} {self.step}: {text}")
+
+    def save(self) -> None:
+        """Write the state, then the averaged weights as a model."""
+        if not self.place.leads:
+            return
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        tensors |= checkpoint.optimizer_tensors(self.model, self.optimizer)
+        scalars = {"step": self.step, "run": self.plan.digest, "seconds": self.spent}
+        checkpoint.save(self.plan.folder / STATE, tensors, scalars)
+        facts = {"step": self.step, "of": self.plan.training.steps, "samples": self.step * self.plan.training.batch}
+        with self._averaged():
+            self.task.save(self.model.state_dict(), facts)
+
+    def restore(self) -> None:
+        """Continue from the state in the folder; one of another config, seed or set is refused."""
+        tensors, scalars = load_state(self.plan)
+        self.model.load_state_dict(checkpoint.section(tensors, "model"))
+        saved = checkpoint.section(tensors, "average")
+        self.average = {name: checkpoint.like(value, saved[name]) for name, value in self.average.items()}
+        checkpoint.restore_optimizer(self.model, self.optimizer, tensors)
+        self.step, self.spent = int(scalars["step"]), float(scalars["seconds"])
+        self.say(f"{self.task.name}: resumed at step {self.step}")
+
+    def _prepare(self) -> None:
+        """The callable that is trained, and what a sample costs."""
+        place, batch = self.place, self.task.read(self._rows(self.step)[:1])
+        batch, draw = cut(batch, slice(0, 1)), cut(self._draw(self.step), slice(0, 1))
+
+        def once() -> None:
+            self._losses(self.model, batch, draw).sum().backward()  # type: ignore[no-untyped-call]
+
+        self.cost = operations(once)
+        self.speed = matrix_speed(place.device, place.half)
+        predict: Any = self.model
+        if place.world > 1:
+            devices = [place.device.index] if place.device.type == "cuda" else None
+            predict = nn.parallel.DistributedDataParallel(self.model, device_ids=devices)
+        self.predict: Any = torch.compile(predict) if self.plan.training.compile else predict
+        count = sum(p.numel() for p in self.model.parameters()) / 1e6
+        self.say(f"{self.task.name}: {count:.2f}M parameters, {self.cost / 1e9:.3g} GFLOP per sample")
+
+    def _rows(self, step: int) -> NDArray[Any]:
+        return self.draws.rows(step)[self.place.rank * self.own :][: self.own]
+
+    def _draw(self, step: int) -> Tensors:
+        """The step's randomness, drawn for the whole batch, this process's share of it."""
+        device = self.place.device
+        generator = torch.Generator(device).manual_seed(seed_for(self.plan.seed, self.task.name, step))
+        whole = self.task.draw(self.plan.training.batch, generator)
+        return cut(whole, slice(self.place.rank * self.own, (self.place.rank + 1) * self.own))
+
+    def _losses(self, predict: Callable[..., Tensor], batch: Tensors, draw: Tensors) -> Tensor:
+        place = self.place
+        there = {name: value.to(place.device, non_blocking=True) for name, value in batch.items()}
+        with torch.autocast(place.device.type, torch.bfloat16, enabled=place.half):
+            return self.task.losses(predict, there, draw)
+
+    @torch.no_grad()
+    def _held_out(self) -> dict[str, float]:
+        """Mean loss of the held-out rows at fixed timesteps, always with the same noise and every condition."""
+        batch = self.task.held_out()
+        count = len(next(iter(batch.values())))
+        self.model.eval()
+        found = {}
+        for level in HELD_LEVELS:
+            generator = torch.Generator(self.place.device).manual_seed(level)
+            draw = self.task.draw(count, generator)
+            draw |= {name: torch.ones_like(value) for name, value in draw.items() if name.startswith("keep_")}
+            draw["t"] = torch.full_like(draw["t"], level)
+            size = self.plan.training.part
+            parts = [slice(start, start + size) for start in range(0, count, size)]
+            losses = [self._losses(self.model, cut(batch, part), cut(draw, part)) for part in parts]
+            found[f"loss_t{level}"] = float(torch.cat(losses).mean())
+        return found
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The averaged weights in the place of the raw ones, in evaluation mode."""
+        raw = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        put(self.model, self.average)
+        self.model.eval()
+        try:
+            yield
+        finally:
+            put(self.model, raw)
+
+    def _tell(self, log: Log | None, numbers: Mapping[str, Tensor], seconds: float) -> None:
+        self.spent += seconds
+        s = self.plan.training
+        if log is None or (self.step % 10 and self.step != s.steps):
+            return
+        rate = s.batch / seconds
+        figures = {name: round(float(value), 5) for name, value in numbers.items()}
+        figures |= {"samples_per_s": round(rate, 1), "mfu": round(rate * self.cost / self.speed / self.place.world, 4)}
+        log.write(self.step, figures)
+        left = (s.steps - self.step) * self.spent / self.step / 60
+        text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self.say(f"{self.task.name} {self.step}/{s.steps}, {left:.0f} min left: {text}")
+
+    @contextmanager
+    def _log(self) -> Iterator[Log | None]:
+        if not self.place.leads:
+            yield None
+            return
+        log = Log(self.plan.folder, self.step)
+        try:
+            yield log
+        finally:
+            log.close()
+
+    def _stopping(self, asked: bool) -> bool:
+        """Whether any process was asked to stop, or the time is up."""
+        late = self.plan.deadline is not None and time.monotonic() >= self.plan.deadline
+        if self.place.world == 1:
+            return asked or late
+        flag = torch.tensor(float(asked or late), device=self.place.device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return bool(flag)
+
+
+def load_state(plan: Plan) -> tuple[Tensors, dict[str, Any]]:
+    """The state in the plan's folder; one of another config, seed, set or CLIP is a `HeadraceError`."""
+    path = plan.folder / STATE
+    tensors, scalars = checkpoint.load(path)
+    if scalars["run"] != plan.digest:
+        hint = "give the same config, --seed and --shards, or another --out"
+        raise HeadraceError(f"{path} is of another config, seed, set or CLIP", hint=hint, code=REFUSED)
+    return tensors, scalars
+
+
+def is_done(plan: Plan) -> bool:
+    """Whether a run to be resumed has taken all its steps."""
+    return plan.resume and (plan.folder / STATE).is_file() and load_state(plan)[1]["step"] >= plan.training.steps
+
+
+def by_level(losses: Tensor, t: Tensor, timesteps: int = 1000) -> Tensors:
+    """The mean loss, and the means by quarters of the noise schedule that occur."""
+    level = t * LEVELS // timesteps
+    means = {f"loss_q{n}": losses[level == n].mean() for n in range(LEVELS) if bool((level == n).any())}
+    return {"loss": losses.mean(), **means}
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or a request to end sets, instead of breaking off mid-step; a second one breaks off."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

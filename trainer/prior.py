@@ -1,0 +1,179 @@
+"""The prior: from a text's vector to the vector of a picture that it may describe.
+
+Three kinds with one interface. `linear` is a closed-form ridge regression, the baseline that every other must beat; the
+others predict the clean, whitened picture vector from a noised one (Ramesh et al. 2022, section 2.2): a residual
+network for small runs and a causal transformer for large ones. This module knows nothing of noise schedules.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.base import Config
+from trainer.conditions import NullText, Sizes, Whitening
+from trainer.layers import TimeEmbedding, TransformerBlock, zeroed
+
+RIDGE = 1e-3  # of the mean eigenvalue
+
+
+class PriorConfig(Config):
+    """The size of a prior; it predicts x0 and its text is dropped for guidance."""
+
+    kind: Literal["linear", "residual", "transformer"] = "residual"
+    width: int = Field(default=512, ge=8)
+    depth: int = Field(default=6, ge=1)
+    head: int = Field(default=64, ge=1)  # channels per attention head of the transformer
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    drop_text: float = Field(default=0.1, ge=0, le=1)  # share of captions replaced by the empty one
+
+
+class Prior(nn.Module):
+    """What every prior has: whitening of both kinds of vectors, and the null text."""
+
+    wants_tokens = False
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.image = Whitening(sizes.embedding)
+        self.text = Whitening(sizes.embedding)
+        self.null = NullText(sizes)
+
+    def white_text(self, text_emb: Tensor, keep_text: Tensor) -> Tensor:
+        """Whitened vectors (B, embedding) of the texts, of the empty one where not kept."""
+        out: Tensor = self.text(self.null.replace_embedding(text_emb, keep_text))
+        return out
+
+    def forward(
+        self, zt: Tensor, t: Tensor, text_emb: Tensor, text_tokens: Tensor, text_mask: Tensor, keep_text: Tensor
+    ) -> Tensor:
+        """The clean whitened picture vector (B, embedding).
+
+        zt (B, embedding) is noised and whitened, t (B,); text_emb (B, embedding) is the CLIP's; text_tokens
+        (B, N, token) and text_mask (B, N) are used where `wants_tokens`; keep_text (B,) is false for the null text.
+        """
+        raise NotImplementedError
+
+
+class LinearPrior(Prior):
+    """Whitened picture vector = weight · whitened text vector, whatever the noise."""
+
+    weight: Tensor
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__(sizes)
+        self.register_buffer("weight", torch.zeros(sizes.embedding, sizes.embedding))
+
+    def forward(
+        self, zt: Tensor, t: Tensor, text_emb: Tensor, text_tokens: Tensor, text_mask: Tensor, keep_text: Tensor
+    ) -> Tensor:
+        del zt, t, text_tokens, text_mask
+        known: Tensor = self.white_text(text_emb, keep_text) @ self.weight.T
+        return known * keep_text[:, None]  # nothing known: the mean
+
+
+class ResidualPrior(LinearPrior):
+    """What the linear prior lacks: a residual network over the noised vector, steered by time and text.
+
+    It adds nothing at the start, so training begins at the baseline. (Adaptive layer norm: Peebles and Xie 2022.)
+    """
+
+    def __init__(self, sizes: Sizes, config: PriorConfig) -> None:
+        super().__init__(sizes)
+        width = config.width
+        self.time = TimeEmbedding(256, width)
+        self.enter_noised = nn.Linear(sizes.embedding, width)
+        self.enter_text = nn.Linear(sizes.embedding, width)
+        self.wide = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(config.depth))
+        self.narrow = nn.ModuleList(zeroed(nn.Linear(2 * width, width)) for _ in range(config.depth))
+        self.steer = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(config.depth))
+        self.dropout = nn.Dropout(config.dropout)
+        self.exit = zeroed(nn.Linear(width, sizes.embedding))
+
+    def forward(
+        self, zt: Tensor, t: Tensor, text_emb: Tensor, text_tokens: Tensor, text_mask: Tensor, keep_text: Tensor
+    ) -> Tensor:
+        linear = super().forward(zt, t, text_emb, text_tokens, text_mask, keep_text)
+        text = normal(self.enter_text(self.white_text(text_emb, keep_text)))
+        steer = F.silu(self.time(t) + text)
+        x = normal(self.enter_noised(zt)) + text  # of equal size, so that noise does not drown the text
+        for steering, wide, narrow in zip(self.steer, self.wide, self.narrow, strict=True):
+            scale, shift = steering(steer).chunk(2, dim=1)
+            h = normal(x) * (1 + scale) + shift
+            x = x + narrow(self.dropout(F.gelu(wide(h))))
+        out: Tensor = linear + self.exit(normal(x)).float()
+        return out
+
+
+class TransformerPrior(Prior):
+    """The paper's prior: text tokens, text vector, time, noised vector, and a query that answers; all causal."""
+
+    wants_tokens = True
+
+    def __init__(self, sizes: Sizes, config: PriorConfig) -> None:
+        super().__init__(sizes)
+        width = config.width
+        self.time = TimeEmbedding(width, width)
+        self.enter_tokens = nn.Linear(sizes.token, width)
+        self.enter_text = nn.Linear(sizes.embedding, width)
+        self.enter_noised = nn.Linear(sizes.embedding, width)
+        self.query_embedding = nn.Parameter(torch.zeros(width))
+        self.position_embedding = nn.Parameter(0.02 * torch.randn(sizes.context + 4, width))
+        self.blocks = nn.ModuleList(TransformerBlock(width, config.head, config.dropout) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width)
+        self.exit = zeroed(nn.Linear(width, sizes.embedding))
+
+    def forward(
+        self, zt: Tensor, t: Tensor, text_emb: Tensor, text_tokens: Tensor, text_mask: Tensor, keep_text: Tensor
+    ) -> Tensor:
+        tokens, mask = self.null.replace_tokens(text_tokens, text_mask, keep_text)
+        text = self.white_text(text_emb, keep_text)
+        rest = [self.enter_text(text), self.time(t), self.enter_noised(zt), self.query_embedding.expand(len(zt), -1)]
+        places = torch.cat([self.position_embedding[: tokens.shape[1]], self.position_embedding[-4:]])
+        x = torch.cat([self.enter_tokens(tokens), *(part[:, None] for part in rest)], dim=1) + places
+        length = x.shape[1]
+        seen = F.pad(mask, (0, 4), value=True)[:, None, None]  # (B, 1, 1, N)
+        causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+        for block in self.blocks:
+            x = block(x, seen & causal)
+        out: Tensor = self.exit(self.norm(x[:, -1])).float()
+        return out
+
+
+def normal(x: Tensor) -> Tensor:
+    """Rows (B, width) with mean 0 and variance 1."""
+    return F.layer_norm(x, x.shape[1:])
+
+
+def build_prior(config: PriorConfig, sizes: Sizes) -> Prior:
+    """A fresh prior, its weights from torch's global generator."""
+    match config.kind:
+        case "linear":
+            return LinearPrior(sizes)
+        case "residual":
+            return ResidualPrior(sizes, config)
+        case "transformer":
+            return TransformerPrior(sizes, config)
+
+
+def ridge(inputs: Tensor, outputs: Tensor, share: float = RIDGE) -> Tensor:
+    """W (D, D') that minimises Σ|y - W x|² + λ|W|² over rows of inputs (N, D') and outputs (N, D), both centred.
+
+    λ is `share` of the mean eigenvalue of XᵀX. W = YᵀX (XᵀX + λI)⁻¹ (Hoerl and Kennard 1970), in float64.
+    """
+    x, y = inputs.double(), outputs.double()
+    gram = x.T @ x
+    size = len(gram)
+    gram += share * gram.trace() / size * torch.eye(size, dtype=gram.dtype, device=gram.device)
+    solved: Tensor = torch.linalg.solve(gram, x.T @ y)
+    return solved.T.float()
+
+
+def better_of(candidates: Tensor, text_emb: Tensor) -> Tensor:
+    """Of candidates (K, B, embedding), unit vectors, the one nearest to each text (B, embedding), by dot product."""
+    best = (candidates * text_emb).sum(dim=2).argmax(dim=0)
+    return candidates[best, torch.arange(len(best), device=best.device)]
