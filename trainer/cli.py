@@ -233,7 +233,8 @@ def eval_(
     guidance: GuidanceOption = None,
 ) -> None:
     """Judge a run on held-out captions: metrics.json and a page to look at, below RUN/eval."""
-    from trainer.evaluate import EvalRun, evaluate, summary
+    from trainer.evaluate import FOLDER, EvalRun, evaluate
+    from trainer.evaluate_page import PAGE, summary
     from trainer.unclip import newest_run
 
     run = run or newest_run(Path("runs"))
@@ -241,7 +242,7 @@ def eval_(
     metrics = evaluate(asked, lambda line: typer.echo(line, err=True))
     for line in summary(metrics):
         typer.echo(line)
-    typer.echo(str(run / "eval" / "index.html"))
+    typer.echo(str(run / FOLDER / PAGE))
 
 
 def _open(run: Path | None, clip: str | None) -> tuple[Path, UnClip]:
