@@ -245,6 +245,28 @@ def eval_(
     typer.echo(str(run / FOLDER / PAGE))
 
 
+@app.command()
+def export(
+    run: RunOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The directory; else RUN/diffusers. An earlier export there is replaced.")
+    ] = None,
+    clip: ClipOption = None,
+) -> None:
+    """Write a run with all three models as a directory that diffusers loads without Headrace.
+
+    Loading it takes `pip install "headrace[export]"`, or any place with torch, diffusers and transformers; its README
+    shows how. The run's CLIP must have open_clip's own text tower.
+    """
+    from trainer.export import FOLDER, export
+    from trainer.unclip import newest_run
+
+    run = run or newest_run(Path("runs"))
+    out = out or run / FOLDER
+    export(run, out, clip)
+    typer.echo(str(out))
+
+
 def _open(run: Path | None, clip: str | None) -> tuple[Path, UnClip]:
     from trainer.unclip import load, newest_run
 
