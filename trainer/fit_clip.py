@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 STATE = "training/state.safetensors"
 LOGS = "training"
+TEXT_SHARE = 0.5  # weight of the words read off text vectors, beside those of picture vectors
 ROOM = 1.125  # training pictures are kept this much larger than the input, for crops
 
 
@@ -146,14 +147,19 @@ class Trainer:
     """The state of a run and its one step."""
 
     def __init__(self, run: Run, clip: Clip, sources: Sequence[Source], device: torch.device) -> None:
+        from torch import nn
+
+        from trainer.word_loss import WordHead
 
         self.run, self.clip, self.sources, self.device = run, clip, sources, device
         self.settings = run.config.training
         self.model: Any = clip.model
         self.step = 0
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.words = WordHead(clip.dimension).to(device)
+        self.trained = nn.ModuleDict({"model": self.model, "words": self.words})
         s = self.settings
-        groups = split_parameters(self.model, s.learning_rate, s.matrix_rate, s.weight_decay)
+        groups = split_parameters(self.trained, s.learning_rate, s.matrix_rate, s.weight_decay)
         self.optimizer = MuonAdamW(groups, s.beta1, s.beta2)
 
     def train_step(self) -> dict[str, float]:
@@ -162,6 +168,8 @@ class Trainer:
         import torch
         from open_clip.loss import ClipLoss
         from torch.nn import functional as F
+
+        from trainer.word_loss import word_loss
 
         generator = torch.Generator().manual_seed(self.run.seed * 1_000_003 + self.step)
         torch.manual_seed(self.run.seed * 1_000_003 + self.step)
@@ -177,7 +185,8 @@ class Trainer:
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16):
             images = self.model.encode_image(self._input(small), normalize=True)
-            texts = encode_texts(self.model, self.clip.tokens([*captions, *swaps]).to(self.device))
+            tokens = self.clip.tokens([*captions, *swaps]).to(self.device)
+            texts = encode_texts(self.model, tokens)
         images, texts = images.float(), texts.float()
         scale = self.model.logit_scale.exp()
         true, false = texts[: len(captions)], texts[len(captions) :]
@@ -187,11 +196,14 @@ class Trainer:
         blocks = list(zip(torch.split(images, sizes), torch.split(true, sizes), strict=True))
         anchor = sum((threshold_loss(i, t, scale) for i, t in blocks), torch.zeros((), device=self.device))
         centre = sum((centre_loss(i, t) for i, t in blocks), torch.zeros((), device=self.device))
+        of_image, of_text = word_loss(self.words, (images, true), tokens[: len(captions)])
+        words = of_image + TEXT_SHARE * of_text
         s = self.settings
-        loss = contrast + s.swap_weight * told_apart + s.anchor_weight * anchor + s.centre_weight * centre
+        loss = contrast + s.swap_weight * told_apart + s.anchor_weight * anchor
+        loss = loss + s.centre_weight * centre + s.words_weight * words
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.parameters(), self.settings.clip_norm)
         if not torch.isfinite(norm):
             raise HeadraceError(
                 f"the gradient is not finite at step {self.step}", hint="lower `training.learning_rate`"
@@ -202,7 +214,7 @@ class Trainer:
         self.step += 1
         self._update_average()
         numbers = {"loss": loss, "contrast": contrast, "swap": told_apart, "anchor": anchor, "centre": centre}
-        numbers |= {"scale": scale, "norm": norm}
+        numbers |= {"words_of_image": of_image, "words_of_text": of_text, "scale": scale, "norm": norm}
         return {name: round(float(value.detach()), 5) for name, value in numbers.items()} | {"rate": rate}
 
     def _input(self, small: Tensor) -> Tensor:
@@ -257,9 +269,9 @@ class Trainer:
 
     def save(self, figures: Mapping[str, Any]) -> None:
         """Write the state, then the averaged weights as a directory that open_clip loads, with its card."""
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors = dict(self.trained.state_dict())
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
-        tensors |= checkpoint.optimizer_tensors(self.model, self.optimizer)
+        tensors |= checkpoint.optimizer_tensors(self.trained, self.optimizer)
         checkpoint.save(self.run.out / STATE, tensors, {"step": self.step, "run": run_digest(self.run)})
         write_model(self.run.out, self.run.config, self.average)
         write_card(self.run.out, self.run.config, [s.name for s in self.sources], self.run.seed, self.step, figures)
@@ -274,9 +286,10 @@ class Trainer:
                 code=REFUSED,
             )
         self.model.load_state_dict(checkpoint.section(tensors, "model"))
+        self.words.load_state_dict(checkpoint.section(tensors, "words"))
         saved = checkpoint.section(tensors, "average")
         self.average = {name: checkpoint.like(value, saved[name]) for name, value in self.average.items()}
-        checkpoint.restore_optimizer(self.model, self.optimizer, tensors)
+        checkpoint.restore_optimizer(self.trained, self.optimizer, tensors)
         self.step = int(scalars["step"])
 
 
