@@ -41,5 +41,7 @@ lock:  ## renew requirements.lock: exact versions and hashes, no addresses
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 		--group dev --custom-compile-command "make lock" --upgrade pyproject.toml -o requirements.lock
 
-clean:  ## remove the run in data/ and the caches, not .venv
-	git clean -fdxq data .mypy_cache .ruff_cache .pytest_cache
+clean:  ## remove what `make curate` and `make train` made, and the caches; not .venv, nor other folders in data/
+	cd data 2>/dev/null && rm -rf urls raw signals decisions curated report miniweb miniweb-train recipe.toml \
+		.markers .retry .limits .lock || true
+	rm -rf runs/miniweb .mypy_cache .ruff_cache .pytest_cache

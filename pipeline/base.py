@@ -132,7 +132,7 @@ def disk_error(error: OSError, path: Path) -> Exception:
     if error.errno not in (*_FULL, *_CLOSED):
         return error
     mend = "free some space" if error.errno in _FULL else "mend that"
-    hint = f"{mend} or choose another --data, then run again: finished shards are kept"
+    hint = f"{mend} or choose another folder, then run again: what was finished is kept"
     return HeadraceError(f"cannot write {path}: {os.strerror(error.errno).lower()}", hint=hint, code=FINDINGS)
 
 

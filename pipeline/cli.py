@@ -76,7 +76,10 @@ def _complain(error: HeadraceError) -> int:
 def run_(
     name: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a .toml.")],
     urls: Annotated[str | None, typer.Option(help="The list of URLs, where the recipe wants one.")] = None,
+    url_col: Annotated[str | None, typer.Option(help="The list's column of URLs, if it has no usual name.")] = None,
+    caption_col: Annotated[str | None, typer.Option(help="The list's column of captions, likewise.")] = None,
     source: Annotated[str | None, typer.Option(help="The folder or tars, where the recipe ingests.")] = None,
+    captions: Annotated[str | None, typer.Option(help="A table of captions for the folder's pictures.")] = None,
     clip: Annotated[str | None, typer.Option(help="The CLIP that scores: mini, NAME:PRETRAINED or a folder.")] = None,
     connect: Annotated[list[str] | None, typer.Option(help="PATTERN=HOST:PORT of a server of your own.")] = None,
     data: Data = HERE,
@@ -88,8 +91,8 @@ def run_(
     from pipeline import run, summary
 
     chosen = recipe.load_recipe(name)
-    chosen = _overridden(chosen, "download", urls=urls, connect=connect)
-    chosen = _overridden(chosen, "ingest", source=source)
+    chosen = _overridden(chosen, "download", urls=urls, url_col=url_col, caption_col=caption_col, connect=connect)
+    chosen = _overridden(chosen, "ingest", source=source, captions=captions)
     chosen = _overridden(chosen, "score", clip=clip)
     folder = DataDir(data)
     with one_run(folder):

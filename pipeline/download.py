@@ -62,28 +62,29 @@ def run(config: DownloadConfig, data: DataDir, workers: int = 1, *, retry_failed
     Another list, or settings that change bytes, are refused (exit code 4).
     """
     _write_list(config, data)
-    if retry_failed:
+    process, stages = _DownloadShard(data, config), {"download": config.byte_settings()}
+    summary = run_stage(data, stages, process, _shards(data), workers=workers, refuse_change=True)
+    if retry_failed:  # numbers after the last shard are free only when all shards are done
         _plan_retry(config, data)
-    process = _DownloadShard(data, config)
-    return run_stage(
-        data, {"download": config.byte_settings()}, process, _shards(data), workers=workers, refuse_change=True
-    )
+        summary = run_stage(data, stages, process, _shards(data), workers=workers, refuse_change=True)
+    return summary
 
 
 def finished(config: DownloadConfig, data: DataDir) -> bool:
     """Whether every shard of the folder's list holds, so that a run would fetch nothing."""
-    markers = read_markers(data, "download")
-    return "all" in read_markers(data, "list") and all(
-        shard.name in markers and not stale_files(data, markers[shard.name], recorded_outputs(data))
-        for shard in _shards(data)
-    )
+    markers, listed = read_markers(data, "download"), read_markers(data, "list").get("all")
+    recorded = recorded_outputs(data)
+    if listed is None or stale_files(data, listed, recorded):
+        return False
+    shards = [shard.name for shard in _shards(data)]
+    return all(name in markers and not stale_files(data, markers[name], recorded) for name in shards)
 
 
 def forget(data: DataDir) -> None:
     """`--redo`: remove what an earlier list or source left in the folder, markers first."""
     for stage in ("download", "ingest", "list", "retry"):
         shutil.rmtree(data.markers / stage, ignore_errors=True)
-    for folder in (data.urls, data.raw, data.root / ".retry"):
+    for folder in (data.urls, data.raw, data.root / ".retry", data.root / "miniweb"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -136,6 +137,8 @@ def _plan_retry(config: DownloadConfig, data: DataDir) -> None:
 
     def write(shard: Shard) -> dict[str, Part]:
         path = f".retry/{shard.name}.parquet"
+        if int(shard.name) < first:  # an earlier retry, whose rows have got a later fate since
+            raise HeadraceError(f"{data.root / path} is missing or was changed", hint="start again with --redo")
         write_parquet(pa.Table.from_pylist(chunks[int(shard.name) - first], schema), data.root / path)
         return {"retry": Part({"again": shard.rows or 0}, (path,))}
 

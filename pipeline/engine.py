@@ -46,6 +46,8 @@ from pipeline.books import (
 )
 from pipeline.shards import DataDir, made_by
 
+FOLDERS = ("urls", "raw", "signals", "decisions", "curated", "report", "miniweb", ".markers", ".retry")
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -177,7 +179,8 @@ class _Task:
             problem = "is not the file that its marker describes (its sha256 differs)"
         else:
             return
-        raise HeadraceError(f"{path} {problem}", hint=made_by(path), code=MISSING)
+        hint = made_by(path) if size != record["bytes"] else f"remove that file, then {made_by(path)}"
+        raise HeadraceError(f"{path} {problem}", hint=hint, code=MISSING)
 
     def _record(self, name: str) -> dict[str, Any]:
         path = self.data.root / name
@@ -287,7 +290,9 @@ def one_run(data: DataDir) -> Iterator[None]:
 
 
 def _sweep(root: Path) -> None:
-    for path in root.rglob(".*.tmp"):
+    """Remove what a killed run left half-written, and nothing of another run in a folder below this one."""
+    inside = (path for name in FOLDERS for path in (root / name).rglob(".*.tmp"))
+    for path in [*root.glob(".spool.*.tmp"), *root.glob(".recipe.toml.*.tmp"), *inside]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 KEPT = "kept"
 SUPERSEDED = "superseded"
+NOT_YET = "fetch:not_yet"  # the download or ingest was stopped before these rows
 FILTER, PAIRS, DEDUP = (f"decisions/{name}.parquet" for name in ("filter", "pairs", "dedup"))
 RULES = (
     "min_side",
@@ -72,9 +73,13 @@ def funnel(data: DataDir) -> list[Count]:
     for batch in _verdict_columns(data, ["reason"]):
         fates.update(_counts(batch["reason"]))
     del fates[SUPERSEDED]
+    waiting = -fates.total()  # rows that were to be fetched, less those that were
     for path in shard_files(data.urls, "parquet"):
         column = read_parquet(path, ["fate"])["fate"]
+        waiting += column.null_count
         fates.update({fate: rows for fate, rows in _counts(column).items() if fate != KEPT})
+    if waiting > 0:
+        fates[NOT_YET] = waiting
     return [Count(*_split(fate), rows) for fate, rows in sorted(fates.items(), key=lambda item: _place(*item))]
 
 

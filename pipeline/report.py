@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pipeline.base import MISSING, Config, HeadraceError, digest, file_sha256, write_bytes
-from pipeline.books import Summary, read_markers
+from pipeline.base import MISSING, REFUSED, Config, HeadraceError, digest, file_sha256, write_bytes
+from pipeline.books import Summary, read_markers, recorded_outputs, stale_files
 from pipeline.engine import Part, Shard, run_stage
 from pipeline.fates import Count, Effect, effects, funnel, verdicts
 from pipeline.page.words import LOST, STEPS, fault_words, figure_words, reason_words, share
@@ -55,6 +55,10 @@ def run(config: ReportConfig, data: DataDir) -> Summary:
     if chosen is None:
         raise HeadraceError(f"{data.root} has no decisions yet", hint="run `curate filter` first", code=MISSING)
     aligned = Aligned(data)
+    marker = read_markers(data, chosen.stem).get("all")
+    if marker is None or marker.rows != aligned.rows or stale_files(data, marker, recorded_outputs(data)):
+        message = f"{chosen} is older than the rows that it decided on"
+        raise HeadraceError(message, hint="run `curate filter` and `curate dedup` again", code=REFUSED)
     columns = [column for column in aligned.columns.values() if column.table != "urls"]
     tars = [f"raw/{shard.shard}.tar" for shard in aligned.shards]
     inputs = (*aligned.inputs(columns), *tars, *_listed(data), chosen.relative_to(data.root).as_posix())

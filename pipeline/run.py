@@ -21,6 +21,7 @@ Say = Callable[[Summary], None]
 def run(recipe: Recipe, data: DataDir, workers: int, say: Say) -> None:
     """Bring every stage of a folder up to date by one recipe; `say` is told each stage's books as it ends."""
     _check_one_source(recipe)
+    score.settings_of(recipe.score)  # a CLIP that cannot be had is said before hours of fetching
     if recipe.ingest.source is not None:
         say(ingest.run(recipe.ingest, data, workers))
     else:

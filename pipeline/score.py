@@ -50,15 +50,23 @@ def run(config: ScoreConfig, data: DataDir, workers: int = 1) -> Summary:
     Raises:
         HeadraceError: an unknown signal, no raw shards, a CLIP that cannot be had, or a tar that is not its table's.
     """
-    names = list(dict.fromkeys(_known(name) for name in config.signals))
-    options = SignalOptions(clip=config.clip, device=config.device)
-    settings = {f"{STAGE}/{name}": signal_module(name).settings(options) for name in names}
+    options, settings = _options(config), settings_of(config)
     shards = [
         Shard(marker.shard, marker.rows, (f"raw/{marker.shard}.tar", f"raw/{marker.shard}.parquet"))
         for marker in raw_markers(data)
     ]
     summary = run_stage(data, settings, Score(data, options, settings), shards, workers=workers)
     return replace(summary, stage=STAGE)
+
+
+def settings_of(config: ScoreConfig) -> dict[str, dict[str, Any]]:
+    """What each chosen signal's bytes depend on, by stage; raises as `run` does where a signal or CLIP is not there."""
+    names = dict.fromkeys(_known(name) for name in config.signals)
+    return {f"{STAGE}/{name}": signal_module(name).settings(_options(config)) for name in names}
+
+
+def _options(config: ScoreConfig) -> SignalOptions:
+    return SignalOptions(clip=config.clip, device=config.device)
 
 
 def _known(name: str) -> str:

@@ -80,7 +80,7 @@ def place(stage: str) -> tuple[int, str]:
 
 def _expected(stage: str, markers: Mapping[str, Mapping[str, Marker]]) -> set[str]:
     """The shards a stage should have, as far as the markers of those before it tell."""
-    if stage == "download":
+    if stage in ("download", "ingest"):
         lists = [marker for name in ("list", "retry") for marker in markers.get(name, {}).values()]
         return {PurePosixPath(path).stem for marker in lists for path in marker.outputs}
     if stage.startswith("score/"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,16 @@ if TYPE_CHECKING:
 
 def save(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
     """Write tensors and JSON-able scalars; on a full disk the file that was there stays."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(whole, temporary, metadata={"scalars": json.dumps(dict(scalars), sort_keys=True)})
+        try:
+            save_file(whole, temporary, metadata={"scalars": json.dumps(dict(scalars), sort_keys=True)})
+        except SafetensorError as error:  # the library wraps what the system says
+            number = re.search(r"os error (\d+)", str(error))
+            raise (OSError(int(number[1]), str(error)) if number else error) from None
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

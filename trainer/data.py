@@ -73,7 +73,7 @@ def open_set(folder: Path, split: str) -> PackedSet:
     if version != FORMAT_VERSION:
         hint = "pack it again with this version"
         raise HeadraceError(f"{folder} has format {version}, not {FORMAT_VERSION}", hint=hint, code=REFUSED)
-    tables = [read_parquet(path) for path in shard_files(folder / split, "parquet")]
+    tables = [read_parquet(path, _columns(path)) for path in shard_files(folder / split, "parquet")]
     rows = sum(len(table) for table in tables)
     if rows == 0:
         raise HeadraceError(f"{folder} has no samples in {split}", hint="pack a set that keeps some", code=MISSING)
@@ -85,14 +85,34 @@ def open_set(folder: Path, split: str) -> PackedSet:
         for table in tables
         for row in (table["swaps"].to_pylist() if "swaps" in table.column_names else [()] * len(table))
     ]
+    tars = tuple(path.with_suffix(".tar") for path in shard_files(folder / split, "parquet"))
+    places = [(table["offset"].to_numpy(), table["length"].to_numpy()) for table in tables]
+    for tar, (offset, length) in zip(tars, places, strict=True):
+        _check_tar(tar, int((offset + length).max(initial=0)))
     return PackedSet(
-        tars=tuple(path.with_suffix(".tar") for path in shard_files(folder / split, "parquet")),
+        tars=tars,
         shard=np.repeat(np.arange(len(tables), dtype=np.int32), [len(table) for table in tables]),
-        offset=np.concatenate([table["offset"].to_numpy() for table in tables]),
-        length=np.concatenate([table["length"].to_numpy() for table in tables]),
+        offset=np.concatenate([offset for offset, _ in places]),
+        length=np.concatenate([length for _, length in places]),
         captions=captions,
         swaps=tuple(swaps),
     )
+
+
+def _columns(path: Path) -> list[str]:
+    """Those that a set is indexed by; vectors and signals stay on the disk."""
+    import pyarrow.parquet as pq
+
+    there = pq.read_schema(path).names
+    return [name for name in ("caption", "swaps", "offset", "length") if name in there]
+
+
+def _check_tar(path: Path, least: int) -> None:
+    """Raise where a tar is missing, or shorter than its table says."""
+    if not path.is_file():
+        raise _damaged(path, "no such file")
+    if path.stat().st_size < least:
+        raise _damaged(path, "it is cut short")
 
 
 class Pictures:

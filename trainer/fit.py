@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field
 
-from pipeline.base import REFUSED, Config, HeadraceError, digest, read_json, write_toml
+from pipeline.base import REFUSED, Config, HeadraceError, digest, read_json, read_toml, write_toml
 from trainer import saved
 from trainer.decoder import DecoderConfig
 from trainer.embedded import check_identity
@@ -98,32 +98,48 @@ def fit(run: FitRun, say: Say) -> bool:
         clip_name, clip = _clip(run, place.device)
         sets = Sets(Split(run.shards, "train", clip), Split(run.shards, "val", clip, run.config.data.held_out), clip)
         check_identity(run.shards, clip)
+        _check_same_clip(run.out, clip)
         if len(sets.train.rows) < 2:
             hint = "pack at least two samples with vectors"
             raise HeadraceError(f"{run.shards} has only one sample to train on", hint=hint)
         say(f"{len(sets.train.rows)} samples, {len(sets.val.rows)} held out, CLIP {clip.name}, {place.device}")
+        plans = {name: _plan(name, run, clip, deadline) for name in run.only}
+        done = {name for name, plan in plans.items() if is_done(plan)}  # raises where a state is of another run
         if place.leads:
-            write_toml(run.out / RESOLVED, run.config.model_dump(mode="json"))
+            write_toml(run.out / RESOLVED, _resolved(run))
             write_run(run.out, clip_name, clip.identity, str(run.shards))
-        return _fit_all(run, sets, place, deadline, say)
+        return _fit_all(run, plans, done, sets, place, say)
 
 
-def _fit_all(run: FitRun, sets: Sets, place: Place, deadline: float | None, say: Say) -> bool:
+def _plan(name: Name, run: FitRun, clip: Clip, deadline: float | None) -> Plan:
+    """How one model is trained, and the digest of all that its state depends on."""
+    section = getattr(run.config, name)
+    about = {
+        "config": section.model_dump(mode="json"),
+        "data": run.config.data.model_dump(mode="json"),
+        "seed": run.seed,
+        "set": read_json(run.shards / "dataset.json"),
+        "clip": _nameless(clip.identity),
+    }
+    return Plan(run.out / name, section.training, run.seed, digest(about), run.resume, deadline)
+
+
+def _resolved(run: FitRun) -> dict[str, Any]:
+    """The config; with `only`, the other models' sections stay as the run's folder has them."""
+    values: dict[str, Any] = run.config.model_dump(mode="json")
+    path = run.out / RESOLVED
+    there = read_toml(path) if path.is_file() else {}
+    return values | {name: there[name] for name in NAMES if name not in run.only and name in there}
+
+
+def _fit_all(run: FitRun, plans: dict[Name, Plan], done: set[Name], sets: Sets, place: Place, say: Say) -> bool:
     """Train one model after the other; what is done already is passed over, and its data not read."""
     trained = False
-    for name in run.only:
-        section = getattr(run.config, name)
-        about = {
-            "config": section.model_dump(mode="json"),
-            "data": run.config.data.model_dump(mode="json"),
-            "seed": run.seed,
-            "set": read_json(run.shards / "dataset.json"),
-            "clip": sets.clip.identity,
-        }
-        plan = Plan(run.out / name, section.training, run.seed, digest(about), run.resume, deadline)
-        if is_done(plan):
+    for name, plan in plans.items():
+        if name in done:
             say(f"{name}: all {plan.training.steps} steps are done")
             continue
+        deadline, section = plan.deadline, getattr(run.config, name)
         if trained and deadline is not None and time.monotonic() >= deadline:
             return False
         if not _fit_one(name, section, plan, sets, place, say):
@@ -167,8 +183,20 @@ def _check(run: FitRun) -> None:
     if there and not run.resume:
         hint = "add --resume to continue it, or give another --out"
         raise HeadraceError(f"{run.out} already holds a {there[0]}", hint=hint, code=REFUSED)
-    if run.resume and not any((run.out / name).is_dir() for name in NAMES):
+    if run.resume and not (run.out / RESOLVED).is_file():
         raise HeadraceError(f"there is nothing to resume in {run.out}", hint="leave out --resume", code=REFUSED)
+
+
+def _check_same_clip(out: Path, clip: Clip) -> None:
+    """The three models of a run speak of one CLIP's vectors."""
+    if (out / saved.RUN).is_file() and _nameless(saved.read_run(out)["identity"]) != _nameless(clip.identity):
+        hint = "give that CLIP and its set, or another --out"
+        raise HeadraceError(f"{out} holds models of another CLIP", hint=hint, code=REFUSED)
+
+
+def _nameless(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """A CLIP's identity wherever it lies."""
+    return {**identity, "name": ""}
 
 
 def _clip(run: FitRun, device: torch.device) -> tuple[str, Clip]:

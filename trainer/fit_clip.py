@@ -73,6 +73,8 @@ def fit(run: Run, say: Callable[[str], None]) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sets = [(open_set(folder, "train"), open_set(folder, "val")) for folder in run.shards]
     batches = _batches(run, [train.captions for train, _ in sets])
+    if run.resume:
+        _check_same(run)
     clip = _build(run, device)
     sources = _decoded(run, clip, sets, batches, say)
     trainer = Trainer(run, clip, sources, device)
@@ -268,23 +270,17 @@ class Trainer:
         return {name: {key: round(value, 4) for key, value in part.items()} for name, part in figures.items()}
 
     def save(self, figures: Mapping[str, Any]) -> None:
-        """Write the state, then the averaged weights as a directory that open_clip loads, with its card."""
+        """Write the averaged weights as a directory that open_clip loads, with its card; the state last."""
         tensors = dict(self.trained.state_dict())
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         tensors |= checkpoint.optimizer_tensors(self.trained, self.optimizer)
-        checkpoint.save(self.run.out / STATE, tensors, {"step": self.step, "run": run_digest(self.run)})
         write_model(self.run.out, self.run.config, self.average)
         write_card(self.run.out, self.run.config, [s.name for s in self.sources], self.run.seed, self.step, figures)
+        checkpoint.save(self.run.out / STATE, tensors, {"step": self.step, "run": run_digest(self.run)})
 
     def restore(self) -> None:
-        """Continue from the state in `run.out`; one of another config, seed or sets is refused."""
+        """Continue from the state in `run.out`."""
         tensors, scalars = checkpoint.load(self.run.out / STATE)
-        if scalars["run"] != run_digest(self.run):
-            raise HeadraceError(
-                f"{self.run.out} was trained with another config, seed or sets",
-                hint="give the same --config, --seed and --shards, or another --out",
-                code=REFUSED,
-            )
         self.model.load_state_dict(checkpoint.section(tensors, "model"))
         self.words.load_state_dict(checkpoint.section(tensors, "words"))
         saved = checkpoint.section(tensors, "average")
@@ -306,6 +302,17 @@ def _check_out(run: Run) -> None:
     if there and not run.resume:
         hint = "add --resume to continue it, or give another --out"
         raise HeadraceError(f"{run.out} already holds a run", hint=hint, code=REFUSED)
+
+
+def _check_same(run: Run) -> None:
+    """Raise unless the state in `run.out` is of this config, seed and sets; nothing was written yet."""
+    _, scalars = checkpoint.load(run.out / STATE)
+    if scalars["run"] != run_digest(run):
+        raise HeadraceError(
+            f"{run.out} was trained with another config, seed or sets",
+            hint="give the same --config, --seed and --shards, or another --out",
+            code=REFUSED,
+        )
 
 
 def _build(run: Run, device: torch.device) -> Clip:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
+
+from pipeline.base import write_bytes
 
 METRICS = "metrics.jsonl"
 
@@ -18,8 +21,8 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and step else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        kept = [line for line in lines if _step(line) <= step]
+        write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
@@ -34,3 +37,11 @@ class Log:
         """Flush both."""
         self._file.close()
         self._board.close()
+
+
+def _step(line: str) -> float:
+    """The step of a line; a line that a full disk cut short belongs to none."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -77,7 +77,12 @@ class Loop:
                     if step not in ahead:
                         ahead[step] = pool.submit(self.task.read, self._rows(step))
                 began = time.perf_counter()
-                numbers = self.train_step(ahead.pop(self.step).result())
+                try:
+                    batch = ahead.pop(self.step).result()
+                except HeadraceError:  # a damaged tar: what was learned so far is kept
+                    self.save()
+                    raise
+                numbers = self.train_step(batch)
                 self._tell(log, numbers, time.perf_counter() - began)
                 stop = self._stopping(asked.is_set())
                 if self.step % self.plan.training.evaluate_every == 0 or self.step == steps:
@@ -136,17 +141,17 @@ class Loop:
         self.say(f"{self.task.name} {self.step}: {text}")
 
     def save(self) -> None:
-        """Write the state, then the averaged weights as a model."""
+        """Write the averaged weights as a model, then the state."""
         if not self.place.leads:
             return
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         tensors |= checkpoint.optimizer_tensors(self.model, self.optimizer)
         scalars = {"step": self.step, "run": self.plan.digest, "seconds": self.spent}
-        checkpoint.save(self.plan.folder / STATE, tensors, scalars)
         facts = {"step": self.step, "of": self.plan.training.steps, "samples": self.step * self.plan.training.batch}
         with self._averaged():
             self.task.save(self.model.state_dict(), facts)
+        checkpoint.save(self.plan.folder / STATE, tensors, scalars)  # last: it says that the model is there
 
     def restore(self) -> None:
         """Continue from the state in the folder; one of another config, seed or set is refused."""

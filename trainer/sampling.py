@@ -137,11 +137,16 @@ def ddim_invert(denoise: Denoise, x0: Tensor, schedule: Schedule, ts: Sequence[i
 def dpm_solver(
     denoise: Denoise, xt: Tensor, schedule: Schedule, ts: Sequence[int], keep: Keep = keep_nothing
 ) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): one evaluation per step, second order."""
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): one evaluation per step, second order.
+
+    The step onto the last t is much longer in λ than the one before where the steps are even in t: a line through
+    the two would overshoot, so that step is of first order, which leaves the order of the whole.
+    """
     before: tuple[Tensor, float] | None = None  # the last x0 and the last step in λ
-    for step in _walk(schedule, ts):
+    for place, step in enumerate(_walk(schedule, ts)):
         x0 = denoise(xt, _times(xt, step.t))
-        line = x0 if before is None or step.last else x0 + (x0 - before[0]) * (0.5 * step.h / before[1])
+        first = before is None or place >= len(ts) - 2
+        line = x0 if first or before is None else x0 + (x0 - before[0]) * (0.5 * step.h / before[1])
         xt = keep(step.take(xt, line), step.alpha2, step.sigma2)
         before = x0, step.h
     return xt

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from pipeline.base import Config, HeadraceError
 from trainer import diffusion, sampling
+from trainer.cascade import DEFAULT, Words, decoder_denoise, decoder_noise, draw, enlarge, imagine
 from trainer.decoder import Decoder, DecoderConfig
 from trainer.pictures import grid, write_png
-from trainer.prior import LinearPrior, Prior, PriorConfig, better_of, ridge
+from trainer.prior import LinearPrior, Prior, PriorConfig, ridge
 from trainer.saved import build, save_model
 from trainer.sets import Sets, Split
 from trainer.task import Tensors
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SHOWN = 8  # held-out rows in a grid of samples
-SHOWN_STEPS = 20
-PRIOR_STEPS = 16
-GUIDANCE = 2.0  # of the samples that are shown
 
 
 class _Task:
@@ -125,29 +123,21 @@ class PriorTask(_Task):
     def figures(self) -> dict[str, float]:
         """Mean held-out cosines to the true vector: of the mean, of the linear prior, of this one in one step (its
         mean answer) and as it is sampled, the better of two."""
-        device, schedule = self._device, self._on(self._device)
+        device = self._device
         batch = {name: value.to(device) for name, value in self.held_out().items()}
-        true, text = batch["image"], batch["text"]
+        true, words = batch["image"], Words(batch["text"], batch["tokens"], batch["mask"])
         keep = torch.ones(len(true), dtype=torch.bool, device=device)
-
-        def denoise(zt: Tensor, t: Tensor) -> Tensor:
-            guess: Tensor = self.model(zt, t, text, batch["tokens"], batch["mask"], keep)
-            return guess
+        last = torch.full_like(keep, len(self._schedule) - 1, dtype=torch.int64)
+        start = _normal(tuple(true.shape), torch.Generator(device).manual_seed(0))
 
         def unit(white: Tensor) -> Tensor:
             return F.normalize(self.prior.image.inverse(white), dim=1)
 
-        def drawn(number: int) -> Tensor:
-            generator = torch.Generator(device).manual_seed(number)
-            noise = _normal(tuple(true.shape), generator)
-            return unit(sampling.ddim(denoise, noise, schedule, sampling.steps(len(schedule), PRIOR_STEPS)))
-
-        start = _normal(tuple(true.shape), torch.Generator(device).manual_seed(0))
         guesses = {
             "mean": F.normalize(self.prior.image.mean.expand_as(true), dim=1),
-            "linear": unit(self.prior.text(text) @ self._weight.T.to(device)),
-            "one_step": unit(denoise(start, torch.full_like(keep, len(schedule) - 1, dtype=torch.int64))),
-            "sampled": better_of(torch.stack([drawn(0), drawn(1)]), text),
+            "linear": unit(self.prior.text(words.vectors) @ self._weight.T.to(device)),
+            "one_step": unit(self.prior(start, last, words.vectors, words.tokens, words.mask, keep)),
+            "sampled": imagine(self.prior, words, range(len(true)), DEFAULT),
         }
         return {f"cosine/{name}": float((guess * true).sum(dim=1).mean()) for name, guess in guesses.items()}
 
@@ -198,21 +188,11 @@ class DecoderTask(_Task):
     @torch.no_grad()
     def show(self, path: Path) -> None:
         """Held-out pictures, and what is drawn of their own vectors and captions."""
-        device, schedule = self._device, self._on(self._device)
+        device = self._device
         batch = {name: value[:SHOWN].to(device) for name, value in self.held_out().items()}
-        count = len(batch["picture"])
-        known = batch["image"], batch["tokens"], batch["mask"]
-
-        def denoise(xt: Tensor, t: Tensor) -> Tensor:
-            def guess(known_too: bool) -> Tensor:
-                keep = torch.full((count,), known_too, device=device)
-                raw = self.model(xt, t, *known, keep, keep)
-                return diffusion.to_x0(schedule, self.config.predicts, raw, xt, t)
-
-            return sampling.guide(guess(True), guess(False), GUIDANCE).clamp(-1, 1)
-
-        noise = sampling.noise_for(range(count), (3, self.config.side, self.config.side), device)()
-        drawn = sampling.dpm_solver(denoise, noise, schedule, sampling.steps(len(schedule), SHOWN_STEPS))
+        words = Words(batch["image"], batch["tokens"], batch["mask"])  # its vectors are the prior's, not used here
+        denoise = decoder_denoise(self.decoder, batch["image"], words, DEFAULT)
+        drawn = draw(denoise, decoder_noise(self.decoder, range(len(batch["picture"])), device), DEFAULT)
         write_grid(path, {"true": as_floats(batch["picture"]), "drawn": drawn})
 
     def _read(self, split: Split, rows: NDArray[np.int64]) -> Tensors:
@@ -261,17 +241,9 @@ class UpsamplerTask(_Task):
     @torch.no_grad()
     def show(self, path: Path) -> None:
         """Held-out pictures, small, and enlarged again."""
-        device, schedule, c = self._device, self._on(self._device), self.config
-        true = as_floats(self.held_out()["picture"][:SHOWN].to(device))
-        small = shrunk(true, c.factor)
-        soft = worsened(small, torch.zeros_like(small), torch.zeros(len(small), device=device))
-
-        def denoise(xt: Tensor, t: Tensor) -> Tensor:
-            raw = self.model(xt, t, soft)
-            return diffusion.to_x0(schedule, c.predicts, raw, xt, t).clamp(-1, 1)
-
-        noise = sampling.noise_for(range(len(true)), true.shape[1:], device)()
-        drawn = sampling.dpm_solver(denoise, noise, schedule, sampling.steps(len(schedule), SHOWN_STEPS))
+        true = as_floats(self.held_out()["picture"][:SHOWN].to(self._device))
+        small = shrunk(true, self.config.factor)
+        drawn = enlarge(self.upsampler, small, range(len(true)), DEFAULT)
         write_grid(path, {"true": true, "small": small, "enlarged": drawn})
 
     def _read(self, split: Split, rows: NDArray[np.int64]) -> Tensors:

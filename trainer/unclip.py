@@ -175,13 +175,20 @@ class UnClip:
         n: int = 1,
         how: How = DEFAULT,
     ) -> Picture:
-        """The picture (N, S, S, 3) painted anew where `paint` (H, W) is true; all other pixels stay as they are.
+        """The picture (N, H, W, 3) painted anew where `paint` (H, W) is true; all other pixels stay as they are.
 
-        The best of `n` by the CLIP, as in `sample`.
+        It is drawn as a square of the run's size, whatever H and W, and enlarged. The best of `n` by the CLIP, as in
+        `sample`.
         """
+        height, width = paint.shape
+        square = replace(self.clip.preprocess, height=self.side, width=self.side, resize_mode="squash")
         mask = np.repeat(paint[..., None], 3, axis=2).astype(np.uint8) * 255
-        scene = Scene(self._square(picture, self.side), self._square(mask, self.side)[:, :1] > -0.5)
-        return self._best(self.words([text] * len(seeds)), seeds, n, how, scene)
+        known = (square(picture)[None].float() / 127.5 - 1).to(self._device)
+        scene = Scene(known, (square(mask)[None, :1] > 63).to(self._device))
+        drawn = self._best(self.words([text] * len(seeds)), seeds, n, how, scene)
+        back = replace(square, height=height, width=width)
+        large = np.stack([back(one).permute(1, 2, 0).numpy() for one in drawn])
+        return np.where(paint[None, ..., None], large, picture)
 
     def words(self, texts: Sequence[str]) -> Words:
         """Texts as conditions; one that is longer than the CLIP's context is a `HeadraceError`."""

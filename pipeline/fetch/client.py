@@ -103,7 +103,8 @@ class Client:
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of every malformed header
         self._config = config
         self._limits = HostLimits(limits_dir / "hosts", config.per_host_connections, config.per_host_rate)
-        self._wishes = HostWishes(limits_dir / "wishes", self._get_host_file, config.robots, config.opt_out)
+        asked = f"wishes-{int(config.robots)}{int(config.opt_out)}"  # a wish that was not asked for is not known
+        self._wishes = HostWishes(limits_dir / asked, self._get_host_file, config.robots, config.opt_out)
         self._connect = {name: parse_exemption(name, address) for name, address in config.connect.items()}
         self._pools = open_pools(self._connect, config.connect_timeout, config.per_host_connections, _POOLED_HOSTS)
         self._headers = {"User-Agent": config.user_agent, "Accept": "image/*", "Accept-Encoding": "identity"}
@@ -135,8 +136,9 @@ class Client:
                 return self._follow(trip, target, picture)
             except FetchError as error:
                 last = error
-                busy = trip.status in _BUSY and error.code == f"http_{trip.status}"
-                asked = error.retry_after if busy or error.retry_after == math.inf else None
+                known = error.retry_after == math.inf  # from before: the host has said nothing new
+                busy = trip.status in _BUSY and error.code == f"http_{trip.status}" and not known
+                asked = error.retry_after if busy or known else None
                 pause = backoff(target, retry) if asked is None else asked
                 if busy:
                     self._limits.hold(_host(trip.url), pause, trip.status or 0)

@@ -92,13 +92,27 @@ def column_of(values: list[Any]) -> pa.Array:
     import pyarrow as pa
 
     try:
-        return pa.array(values)
+        return _storable(pa.array(values))
     except (pa.ArrowException, UnicodeEncodeError, OverflowError):
         cleaned = [clean(value) for value in values]
     try:
-        return pa.array(cleaned)
+        return _storable(pa.array(cleaned))
     except (pa.ArrowException, OverflowError):
         return pa.array([json_text(value) for value in cleaned], pa.string())
+
+
+def _storable(column: pa.Array) -> pa.Array:
+    """The same array; one that holds objects without a single field, which Parquet cannot, is an ArrowInvalid."""
+    import pyarrow as pa
+
+    waiting = [column.type]
+    while waiting:
+        kind = waiting.pop()
+        inner = [kind.field(i).type for i in range(kind.num_fields)]
+        if pa.types.is_struct(kind) and not inner:
+            raise pa.ArrowInvalid("an object without fields")
+        waiting += inner
+    return column
 
 
 def json_text(value: Any) -> str | None:

@@ -46,8 +46,13 @@ class Entry:
 def folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Every folder below `root` and the names in it, sorted; hidden ones are passed over, links to folders too."""
     for folder, folders, names in os.walk(root, onerror=_unreadable):
-        folders[:] = sorted(name for name in folders if name[0] != "." and name != "__MACOSX")
+        folders[:] = sorted(name for name in folders if _is_source(Path(folder) / name))
         yield Path(folder), sorted(name for name in names if name[0] != ".")
+
+
+def _is_source(folder: Path) -> bool:
+    """Whether pictures are looked for in it: not in hidden folders, nor in what a run of ours left there."""
+    return folder.name[0] != "." and folder.name != "__MACOSX" and not (folder / ".markers").is_dir()
 
 
 def _unreadable(error: OSError) -> None:

@@ -59,6 +59,12 @@ def open_list(pattern: str | Path, url_col: str | None = None, caption_col: str 
     for file in used:
         if url not in file.columns:
             raise _no_column(file, f"it has no column `{url}` for the URLs, which {used[0].path.name} has", "--url-col")
+        named = find_column([file], None, CAPTION_NAMES, "--caption-col", "captions")
+        if caption_col is None and named and caption not in file.columns:
+            why = f"its captions seem to be in `{named}`, those of {used[0].path.name} in `{caption}`"
+            raise HeadraceError(
+                f"{file.path}: {why}", hint="give both columns one name, or name one with --caption-col"
+            )
     return UrlList(tuple(used), url, caption)
 
 

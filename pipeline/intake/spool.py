@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.intake.coltypes import common_type, with_columns
 from pipeline.intake.rowfiles import BATCH_BYTES, BATCH_ROWS
-from pipeline.shards import DataDir, shard_name, source_name, write_parquet
+from pipeline.shards import DataDir, shard_files, shard_name, source_name, write_parquet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,6 +81,10 @@ def write_shards(batches: Iterator[Rows], data: DataDir, shard_size: int, expect
             spool.add(rows)
         spool.flush()
         written = [_write(data, i, table) for i, table in enumerate(_regrouped(spool.buckets(), shard_size))]
+    names = {shard.name for shard in written}
+    for path in shard_files(data.urls, "parquet"):
+        if path.stem not in names:  # of a list that was given up before it was whole
+            path.unlink()
     return written
 
 
@@ -184,10 +188,14 @@ class _Spool:
     def buckets(self) -> Iterator[pa.Table]:
         """The rows of each bucket in order, with their final columns."""
         names = _final_names(list(self.types))
+        seen = 0
         for bucket in range(self.count):
             if self._path(bucket).exists():
-                yield _decided(self._load(bucket), names)
+                table = _decided(self._load(bucket), names)
+                seen += len(table)
+                yield table
                 self._path(bucket).unlink()
+        assert seen == self.rows, f"{self.rows} rows went into {self.folder}, {seen} came out"
 
     def _load(self, bucket: int) -> pa.Table:
         import pyarrow as pa

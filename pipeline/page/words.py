@@ -15,6 +15,7 @@ REASONS = {
     "urls:no_url": "no URL",
     "urls:invalid_url": "not a valid URL",
     "urls:scheme": "neither http nor https",
+    "fetch:not_yet": "not fetched yet",
     "fetch:dns": "host name not found",
     "fetch:robots": "robots.txt says no",
     "fetch:opt_out": "opted out of AI training",

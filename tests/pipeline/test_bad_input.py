@@ -335,7 +335,9 @@ def test_ctrl_c_ends_soon_and_the_next_run_finishes(web: str, tmp_path: Path) ->
         connect = f"pics.test=127.0.0.1:{mute.getsockname()[1]}"
         command = [CURATE, "download", "list.txt", "--shard-size", "3", "--workers", "2", "--connect", connect]
         pipe = subprocess.PIPE
-        run = subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+        as_typed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job ignores it
+        group = {"start_new_session": True, "preexec_fn": as_typed}
+        run = subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, **group)
         mute.settimeout(120)
         mute.accept()  # a worker is fetching
         time.sleep(0.5)

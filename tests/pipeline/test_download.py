@@ -169,6 +169,19 @@ def test_retry_appends_only_what_can_succeed(tmp_path: Path, web: Web) -> None:
     assert download.run(settings(web, urls), data).done == 0
 
 
+def test_a_retry_before_the_download_ended_finishes_it_first(tmp_path: Path, web: Web) -> None:
+    """Its new shards get numbers that no shard of the list has: every row keeps one fate."""
+    names = [f"{i}.jpg" for i in range(14)] + ["busy.jpg", "busy.jpg?2"]
+    urls, data = write_list(tmp_path / "l.parquet", names), DataDir(tmp_path / "d")
+    download.run(settings(web, urls), data)
+    for path in (data.markers / "download" / "00001.json", data.raw / "00001.tar", data.raw / "00001.parquet"):
+        path.unlink()
+    download.run(settings(web, urls), data, retry_failed=True)
+    rows = {path.stem: read_parquet(path).num_rows for path in shard_files(data.raw, "parquet")}
+    assert rows == {"00000": 8, "00001": 8, "00002": 2}
+    assert books.books(data, "download").rows == 18
+
+
 def test_no_list_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(HeadraceError, match="no list of URLs"):
         download.run(DownloadConfig(), DataDir(tmp_path / "d"))

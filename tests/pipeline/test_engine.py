@@ -168,7 +168,10 @@ def test_two_runs_on_one_folder_are_refused_and_leftovers_swept(tmp_path: Path) 
     assert caught.value.code == 4
     (data.root / "raw/.00001.tmp").mkdir(parents=True)
     (data.root / "raw/.x.1.tmp").write_text("half")
+    inner = data.root / "mine/raw/.00003.tmp"  # another run may be at work in a folder below
+    inner.mkdir(parents=True)
     other.kill()
     other.wait()
     with one_run(data):
         assert os.listdir(data.root / "raw") == []
+        assert inner.is_dir()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import resource
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +81,14 @@ def _write_shard(
         columns["text_emb"] = vector_column(clip.encode_texts([text or "" for text in captions]), there)
         columns["weight"] = np.ones(len(members), np.float32)
     write_parquet(pa.table(columns), stem.with_suffix(".parquet"))
+
+
+@contextlib.contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """Within, no file can grow beyond `size` bytes: the system refuses as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -106,6 +106,23 @@ def test_runs_are_not_mixed(shards: Path, fitted: Path, tmp_path: Path) -> None:
     assert fit(run(shards, fitted, resume=True), silent)  # all done: nothing happens
 
 
+def test_a_refused_run_changes_nothing_of_the_one_there(shards: Path, fitted: Path, tmp_path: Path, clip: Clip) -> None:
+    def told() -> list[str]:
+        return [(fitted / name).read_text() for name in ("run.json", "config.toml")]
+
+    before = told()
+    with pytest.raises(HeadraceError, match="another config"):
+        fit(run(write_packed(tmp_path / "other", rows=40, clip=clip), fitted, resume=True), silent)
+    facts = json.loads(before[0])
+    foreign = {**facts, "identity": {**facts["identity"], "weights_sha256": "0" * 64}}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text(json.dumps(foreign))
+    with pytest.raises(HeadraceError, match="models of another CLIP") as caught:
+        fit(run(shards, tmp_path / "out", only=("decoder",)), silent)
+    assert caught.value.code == 4
+    assert told() == before
+
+
 def test_what_cannot_be_trained_on_is_one_sentence(shards: Path, tmp_path: Path, clip: Clip) -> None:
     with pytest.raises(HeadraceError, match="only one sample"):
         fit(run(write_packed(tmp_path / "one", rows=1, clip=clip), tmp_path / "a"), silent)
@@ -121,6 +138,10 @@ def test_what_cannot_be_trained_on_is_one_sentence(shards: Path, tmp_path: Path,
     tar.write_bytes(tar.read_bytes()[:3000])
     with pytest.raises(HeadraceError, match="cut short"):
         fit(run(packed, tmp_path / "d", only=("decoder",)), silent)
+    packed = write_packed(tmp_path / "lost", clip=clip)
+    (packed / "val" / "00000.tar").unlink()
+    with pytest.raises(HeadraceError, match=r"00000\.tar cannot be read: no such file"):
+        fit(run(packed, tmp_path / "lost-run"), silent)
     odd = parse_config(RunConfig, {**TINY, "decoder": {**TINY["decoder"], "side": 18}}, "odd")
     with pytest.raises(HeadraceError, match=r"decoder\.side 18 is not a multiple of 4"):
         fit(run(shards, tmp_path / "e", config=odd, only=("decoder",)), silent)

@@ -247,6 +247,31 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(tmp_pat
     assert step == 5 and all(bool(value.isfinite().all()) for value in tensors.values())
 
 
+def test_rows_that_cannot_be_read_end_the_run_and_keep_what_was_learned(tmp_path: Path) -> None:
+    class Torn(Toy):
+        def read(self, rows: Any) -> Tensors:
+            if len(self.seen) > 9:
+                raise HeadraceError("a tar cannot be read")
+            return super().read(rows)
+
+    with pytest.raises(HeadraceError, match="cannot be read"):
+        train(tmp_path / "a", Torn())
+    kept = state(tmp_path / "a")[1]
+    assert kept > 5
+    train(tmp_path / "a", resume=True)
+    train(tmp_path / "whole")
+    assert_equal_states(tmp_path / "whole", tmp_path / "a")
+
+
+def test_a_line_of_metrics_that_was_cut_short_is_dropped(tmp_path: Path) -> None:
+    train(tmp_path / "whole")
+    train(tmp_path / "a", deadline=0.0)
+    with (tmp_path / "a" / METRICS).open("a") as file:
+        file.write('{"step": 1, "lo')
+    train(tmp_path / "a", resume=True)
+    assert figures(tmp_path / "whole") == figures(tmp_path / "a")
+
+
 def test_a_state_of_another_config_is_refused(tmp_path: Path) -> None:
     train(tmp_path / "a")
     with pytest.raises(HeadraceError, match="another config") as caught:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trainer.cascade import DEFAULT
 from trainer.diffusion import Schedule, cosine
 from trainer.sampling import (
     Denoise,
@@ -61,6 +62,13 @@ def test_solvers_recover_a_gaussian(name: str, spacing: str) -> None:
     start = torch.randn((20_000, 2), generator=torch.Generator().manual_seed(0))
     ts = steps(1000, 200, spacing)  # type: ignore[arg-type]
     check_moments(SOLVERS[name](gaussian(schedule), start, schedule, ts), 0.03)
+
+
+@pytest.mark.parametrize("count", [DEFAULT.large_steps, DEFAULT.prior_steps, DEFAULT.steps])
+def test_the_few_steps_that_are_shipped_recover_a_gaussian(count: int) -> None:
+    schedule = cosine()
+    start = torch.randn((20_000, 2), generator=torch.Generator().manual_seed(0))
+    check_moments(dpm_solver(gaussian(schedule), start, schedule, steps(1000, count)), 0.05)
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])

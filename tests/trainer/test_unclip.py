@@ -53,7 +53,7 @@ def test_a_picture_is_its_texts_and_seeds_whatever_the_batch(whole: UnClip, monk
 def test_the_best_of_n_is_the_one_nearest_to_its_text(whole: UnClip) -> None:
     words = whole.words(TEXTS).vectors
     singles = whole.sample(TEXTS, [5, 6], how=QUICK)
-    best = whole.sample(TEXTS, [5, 6], n=4, how=QUICK)
+    best = whole.sample(TEXTS, [5, 6], n=8, how=QUICK)
     scores = [(whole.vectors(list(pictures)) * words).sum(1) for pictures in (singles, best)]
     assert bool((scores[1] >= scores[0] - 1e-6).all()) and bool((scores[1] > scores[0]).any())
     assert np.array_equal(whole.sample(TEXTS, [5, 6], n=1, how=QUICK), singles)
@@ -145,6 +145,16 @@ def test_inpainting_keeps_what_is_known(clip: Clip, enlarged: bool) -> None:
     assert np.array_equal(unclip.inpaint(picture, np.zeros_like(paint), TEXTS[0], [1], how=QUICK)[0], picture)
     free = unclip.inpaint(picture, np.ones_like(paint), TEXTS[0], [1], how=QUICK)
     assert np.array_equal(free, unclip.sample([TEXTS[0]], [1], how=QUICK))
+
+
+def test_inpainting_keeps_the_size_and_pixels_of_any_picture(whole: UnClip) -> None:
+    height, width = 3 * whole.side + 5, 2 * whole.side
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    paint = np.zeros((height, width), bool)
+    paint[10:40, 7:30] = True
+    (out,) = whole.inpaint(picture, paint, TEXTS[0], [1], how=QUICK)
+    assert np.array_equal(out[~paint], picture[~paint])
+    assert apart(out[paint], picture[paint]) >= 5
 
 
 def test_a_text_longer_than_the_context(whole: UnClip) -> None:

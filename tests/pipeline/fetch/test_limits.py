@@ -89,6 +89,8 @@ def test_a_longer_wish_than_the_cap_gives_up_at_once(client: Callable[..., Clien
         assert time.monotonic() - start < 1
         assert (first.error, first.attempts, first.permanent) == ("http_503", 1, False)
         assert (second.error or "").startswith("http_503: the host asks to wait") and second.status == 503
+        third = one.fetch(f"http://{host}/z")  # our refusal to wait is no new wish of the host
+        assert value != "600" or "86400" not in (third.error or "")
         assert [request.path for request in web.log if request.host == host] == ["/x"]
 
 

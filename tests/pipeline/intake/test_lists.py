@@ -227,6 +227,26 @@ def test_a_glob_of_differing_schemas_is_unified(tmp_path: Path) -> None:
     assert by_row(written(tmp_path, tmp_path)) == rows  # the folder
 
 
+def test_an_object_without_fields_is_kept_as_text(tmp_path: Path) -> None:
+    rows = [{"url": URL, "exif": {}}, {"url": f"{URL}?2", "exif": {}, "more": [{"a": {}}]}]
+    table = written(tmp_path, text_file(tmp_path, "l.jsonl", "\n".join(map(json.dumps, rows))))
+    assert [row["exif"] for row in by_row(table)] == ["{}", "{}"]
+
+
+def test_files_that_name_their_captions_differently_are_refused(tmp_path: Path) -> None:
+    text_file(tmp_path, "a.csv", f"url,caption\n{URL},one\n")
+    text_file(tmp_path, "b.csv", f"url,TEXT\n{URL}?2,two\n")
+    with pytest.raises(HeadraceError, match=r"b\.csv: its captions seem to be in `TEXT`, those of a\.csv in `caption`"):
+        open_list(str(tmp_path / "*.csv"))
+    assert open_list(str(tmp_path / "*.csv"), caption_col="caption").caption_col == "caption"
+
+
+def test_a_list_that_was_given_up_leaves_nothing(tmp_path: Path) -> None:
+    lines = "".join(f"{URL}?{i}\n" for i in range(5))
+    many = written(tmp_path, text_file(tmp_path, "l.txt", lines), shard_size=2)
+    assert len(many) == 5 == len(written(tmp_path, tmp_path / "l.txt", shard_size=1000))
+
+
 def test_json_of_changing_types(tmp_path: Path) -> None:
     lines = [
         {"url": URL, "a": 1},
