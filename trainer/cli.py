@@ -299,5 +299,5 @@ def main() -> None:
             print(f"hint: {error.hint}", file=sys.stderr)
         sys.exit(error.code)
     except KeyboardInterrupt:
-        print("interrupted: `trainer fit` and `trainer clip` go on from the last checkpoint with --resume", file=sys.stderr)
+        print("interrupted: `trainer fit` and `trainer clip` go on from the last state with --resume", file=sys.stderr)
         sys.exit(INTERRUPTED)
