@@ -175,6 +175,11 @@ def test_measured_drop_rates_are_those_of_the_config(shards: Path, clip: Clip, t
     prior = PriorTask(PriorConfig(width=16, depth=1), sets(shards, clip), tmp_path, 0)
     assert float(prior.draw(20_000, torch.Generator())["keep_text"].float().mean()) == pytest.approx(0.9, abs=0.01)
     assert float(draw["t"].float().mean()) == pytest.approx(499.5, abs=8)
+    some = task.draw(10, torch.Generator().manual_seed(0))["t"]  # one of each tenth of the schedule, shuffled
+    assert sorted((some // 100).tolist()) == list(range(10)) and some.tolist() != sorted(some.tolist())
+    many = torch.cat([task.draw(10, torch.Generator().manual_seed(n))["t"] for n in range(3000)])
+    counts = torch.bincount(many // 50, minlength=20)  # within a tenth all are as likely
+    assert counts.sum() == 30_000 and int(counts.min()) > 1350 and int(counts.max()) < 1650
 
 
 def test_a_decoder_that_learned_sixteen_pictures_draws_them_by_their_conditions(
