@@ -390,5 +390,5 @@ def test_a_read_only_folder_is_named_and_can_still_be_asked(copied: Path, small_
     command = ["unshare", "-m", "sh", "-c", script]
     env = os.environ | {"SIZE": "50m"}
     result = subprocess.run(command, cwd=copied, env=env, capture_output=True, text=True, check=False)
-    refused(result, 1, "cannot write disk/data/.lock: read-only file system", "another --data")
+    refused(result, 1, "cannot write disk/data/.lock: read-only file system", "another folder")
     assert json.loads(result.stdout) == {"n": 8}

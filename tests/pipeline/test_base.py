@@ -63,7 +63,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(HeadraceError, match="no space left on device") as caught, atomic_path(tmp_path / "f"):
         raise OSError(errno.ENOSPC, "full")
-    assert "finished shards are kept" in str(caught.value.hint)
+    assert "what was finished is kept" in str(caught.value.hint)
 
 
 def test_file_and_directory_are_synced_before_and_after_the_rename(tmp_path: Path, monkeypatch: object) -> None:

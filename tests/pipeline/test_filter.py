@@ -7,10 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline import score
 from pipeline.base import MISSING, HeadraceError
 from pipeline.books import raw_markers, read_markers
 from pipeline.fates import FILTER, KEPT, SUPERSEDED, effects, fates, funnel
 from pipeline.filter import FilterConfig, run
+from pipeline.miniweb import scenes
 from pipeline.shards import DataDir, read_parquet, write_parquet
 from pipeline.verdict.verdicts import crowded, least_of_best, superseded
 from tests.pipeline.factory import Row, make_raw, picture
@@ -258,3 +260,16 @@ def test_nothing_to_do_twice_and_equal_bytes_when_made_again(tmp_path: Path) -> 
     assert summary.fates == {KEPT: 11, "filter:max_nsfw": 9}
     assert read_markers(data, "filter")["all"].rows == 20
     assert run(FilterConfig(max_nsfw=0.6), data).fates[KEPT] == 13
+
+
+def test_a_blocked_concept_is_found_in_pictures_by_the_clip_that_scored_them(tmp_path: Path) -> None:
+    """Captions have no say: all of them are the same here."""
+    shown = [scene for scene in (scenes.scene(31, i) for i in range(40)) if scene.relation]
+    data = make_raw(tmp_path, [Row(scenes.draw(scene, 128), "a drawing") for scene in shown])
+    score.run(score.ScoreConfig(signals=["clip"]), data)
+    blocked = [reason is not None for reason in decide(data, block=["a picture of a star"], block_threshold=0.7)]
+    stars = [any(thing.shape == "star" for thing in scene.objects) for scene in shown]
+    found = sum(star and drop for star, drop in zip(stars, blocked, strict=True))
+    assert found >= sum(stars) / 2  # a small CLIP
+    assert sum(blocked) - found <= 1
+    assert set(decide(data, block=["a picture of a star"], block_threshold=0.999)) == {None}
