@@ -85,15 +85,11 @@ def open_set(folder: Path, split: str) -> PackedSet:
         for table in tables
         for row in (table["swaps"].to_pylist() if "swaps" in table.column_names else [()] * len(table))
     ]
-    tars = tuple(path.with_suffix(".tar") for path in shard_files(folder / split, "parquet"))
-    places = [(table["offset"].to_numpy(), table["length"].to_numpy()) for table in tables]
-    for tar, (offset, length) in zip(tars, places, strict=True):
-        _check_tar(tar, int((offset + length).max(initial=0)))
     return PackedSet(
-        tars=tars,
+        tars=tuple(path.with_suffix(".tar") for path in shard_files(folder / split, "parquet")),
         shard=np.repeat(np.arange(len(tables), dtype=np.int32), [len(table) for table in tables]),
-        offset=np.concatenate([offset for offset, _ in places]),
-        length=np.concatenate([length for _, length in places]),
+        offset=np.concatenate([table["offset"].to_numpy() for table in tables]),
+        length=np.concatenate([table["length"].to_numpy() for table in tables]),
         captions=captions,
         swaps=tuple(swaps),
     )
@@ -107,18 +103,21 @@ def _columns(path: Path) -> list[str]:
     return [name for name in ("caption", "swaps", "offset", "length") if name in there]
 
 
-def _check_tar(path: Path, least: int) -> None:
-    """Raise where a tar is missing, or shorter than its table says."""
-    if not path.is_file():
-        raise _damaged(path, "no such file")
-    if path.stat().st_size < least:
-        raise _damaged(path, "it is cut short")
+def _check_tars(packed: PackedSet) -> None:
+    """Raise where a tar is missing, or shorter than its table says: before anything is learned."""
+    for number, path in enumerate(packed.tars):
+        here = packed.shard == number
+        if not path.is_file():
+            raise _damaged(path, "no such file")
+        if path.stat().st_size < int((packed.offset[here] + packed.length[here]).max(initial=0)):
+            raise _damaged(path, "it is cut short")
 
 
 class Pictures:
     """The pictures of a set at one small size, decoded once where memory allows, else when asked for."""
 
     def __init__(self, packed: PackedSet, shape: Preprocess, keep: bool = True) -> None:
+        _check_tars(packed)
         self._packed = packed
         self._shape = shape
         self._kept: torch.Tensor | None = None

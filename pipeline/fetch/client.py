@@ -43,6 +43,7 @@ __all__ = ["Client", "FetchConfig", "Fetched", "normalise_url", "retryable"]
 BACKOFF = 0.5  # seconds before the first retry, doubling, times 0.5 to 1.5
 _POOLED_HOSTS = 64
 _CHUNK = 1 << 16
+_LONGEST = 10**12  # seconds, finite, that a host can ask us to wait; the hold has its own cap
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BUSY = frozenset({429, 503})
 _TRANSIENT = frozenset(
@@ -136,7 +137,7 @@ class Client:
                 return self._follow(trip, target, picture)
             except FetchError as error:
                 last = error
-                known = error.retry_after == math.inf  # from before: the host has said nothing new
+                known = error.retry_after == math.inf  # said before: the host has not answered anew
                 busy = trip.status in _BUSY and error.code == f"http_{trip.status}" and not known
                 asked = error.retry_after if busy or known else None
                 pause = backoff(target, retry) if asked is None else asked
@@ -279,9 +280,9 @@ def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
     """`Retry-After` in seconds, from seconds or an HTTP date; None when absent or garbage."""
     value = response.headers.get("Retry-After")
     if value is None or (value.strip().isdigit() and len(value.strip()) > 12):
-        return None if value is None else math.inf
+        return None if value is None else _LONGEST
     try:
-        return urllib3.Retry(retry_after_max=10**12).parse_retry_after(value)
+        return urllib3.Retry(retry_after_max=_LONGEST).parse_retry_after(value)
     except (InvalidHeader, ValueError, OverflowError, TypeError):
         return None
 

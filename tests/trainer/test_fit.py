@@ -112,7 +112,7 @@ def test_a_refused_run_changes_nothing_of_the_one_there(shards: Path, fitted: Pa
 
     before = told()
     with pytest.raises(HeadraceError, match="another config"):
-        fit(run(write_packed(tmp_path / "other", rows=40, clip=clip), fitted, resume=True), silent)
+        fit(run(write_packed(tmp_path / "other", rows=12, clip=clip), fitted, resume=True), silent)
     facts = json.loads(before[0])
     foreign = {**facts, "identity": {**facts["identity"], "weights_sha256": "0" * 64}}
     (tmp_path / "out").mkdir()

@@ -51,12 +51,13 @@ def test_a_picture_is_its_texts_and_seeds_whatever_the_batch(whole: UnClip, monk
 
 
 def test_the_best_of_n_is_the_one_nearest_to_its_text(whole: UnClip) -> None:
-    words = whole.words(TEXTS).vectors
-    singles = whole.sample(TEXTS, [5, 6], how=QUICK)
-    best = whole.sample(TEXTS, [5, 6], n=8, how=QUICK)
+    texts, seeds = TEXTS * 4, range(8)
+    words = whole.words(texts).vectors
+    singles = whole.sample(texts, seeds, how=QUICK)
+    best = whole.sample(texts, seeds, n=3, how=QUICK)
     scores = [(whole.vectors(list(pictures)) * words).sum(1) for pictures in (singles, best)]
-    assert bool((scores[1] >= scores[0] - 1e-6).all()) and bool((scores[1] > scores[0]).any())
-    assert np.array_equal(whole.sample(TEXTS, [5, 6], n=1, how=QUICK), singles)
+    assert bool((scores[1] >= scores[0] - 1e-6).all()) and bool((scores[1] > scores[0] + 1e-3).any())
+    assert np.array_equal(whole.sample(texts, seeds, n=1, how=QUICK), singles)
 
 
 def test_the_prior_gives_unit_vectors_and_guidance_keeps_the_noised_vector(clip: Clip, whole: UnClip) -> None:
