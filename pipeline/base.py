@@ -53,6 +53,13 @@ def hush_libraries() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         sys.warnoptions.append("ignore")  # Python hands these to the processes it starts
+    sys.unraisablehook = _unraisable
+
+
+def _unraisable(found: sys.UnraisableHookArgs) -> None:
+    """A file that cannot be closed as it goes away: the write that failed before it has been told."""
+    if not isinstance(found.exc_value, OSError):
+        sys.__unraisablehook__(found)
 
 
 def parse_config(kind: type[C], values: Mapping[str, Any], where: str) -> C:

@@ -360,6 +360,19 @@ def small_disk() -> str:
     return "mkdir -p disk && mount -t tmpfs -o size=$SIZE t disk"
 
 
+def test_a_disk_that_fills_while_fetching_is_a_sentence(web: str, tmp_path: Path, small_disk: str) -> None:
+    (tmp_path / "list.txt").write_text("".join(f"http://pics.test/{i % 5}.jpg?{i}\n" for i in range(60)))
+    run = f"{CURATE} download list.txt --data disk/data --workers 1 --per-host-rate 1000 --connect pics.test={web}"
+    script = f"{small_disk} && {run} 2>err; echo $? >code; mount -o remount,size=50m disk && {run} --json"
+    command = ["unshare", "-m", "sh", "-c", script]
+    again = subprocess.run(command, cwd=tmp_path, env=os.environ | {"SIZE": "100k"}, capture_output=True, text=True)
+    assert (tmp_path / "code").read_text() == "1\n"
+    error, hint = (tmp_path / "err").read_text().strip().splitlines()  # and nothing else
+    assert error == "error: cannot write disk/data: no space left on device"
+    assert hint.startswith("hint: free some space")
+    assert json.loads(done(again))["fates"] == {"fetched": 60}
+
+
 FULL = """{mount} && {run} 2>err; echo $? >code
 {curate} status --data disk/data --json >status
 mount -o remount,size=50m disk && {run} && cp -r disk/data .
