@@ -324,7 +324,7 @@ def _classify(error: BaseException) -> FetchError:
         if isinstance(cause, FetchError):
             return cause
         if isinstance(cause, (TimeoutError, ReadTimeoutError)) and not isinstance(cause, NewConnectionError):
-            return FetchError("timeout", "reading")
+            return FetchError("timeout")
         if isinstance(cause, (http.client.IncompleteRead, IncompleteRead)):
             return FetchError("truncated", "the connection ended before the body did")
         if isinstance(cause, (http.client.RemoteDisconnected, ConnectionError)):

@@ -42,7 +42,7 @@ class _Budget(threading.local):
         """Seconds the next blocking call may take, at most `limit`; FetchError `timeout` when there are none left."""
         left = self.deadline - time.monotonic()
         if left <= 0:
-            raise FetchError("timeout", "total time")
+            raise FetchError("timeout")  # in the same words as a read: which clock runs out first is chance
         return min(left, limit)
 
     def spend(self, size: int) -> None:
