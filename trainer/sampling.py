@@ -145,8 +145,9 @@ def dpm_solver(
     before: tuple[Tensor, float] | None = None  # the last x0 and the last step in λ
     for place, step in enumerate(_walk(schedule, ts)):
         x0 = denoise(xt, _times(xt, step.t))
-        first = before is None or place >= len(ts) - 2
-        line = x0 if first or before is None else x0 + (x0 - before[0]) * (0.5 * step.h / before[1])
+        line = x0
+        if before is not None and place < len(ts) - 2:
+            line = x0 + (x0 - before[0]) * (0.5 * step.h / before[1])
         xt = keep(step.take(xt, line), step.alpha2, step.sigma2)
         before = x0, step.h
     return xt
