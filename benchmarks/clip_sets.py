@@ -1,16 +1,17 @@
 """Writes the two packed sets that the embedded CLIP is trained on: `python benchmarks/clip_sets.py OUT [--corpus DIR]`.
 
 `OUT/scenes`: mini-web scenes, train without and val with the held-out combinations. Of every third training scene only
-one object is drawn and told, with its place: sides are learned from one object before two. `OUT/clipart`: the corpus'
-clip art and emoji; val is the quarter whose path hashes below 64, and what is nearly a copy of one of those is in
-neither. The stamps are in neither. Equal calls write equal bytes.
+one object is drawn and told, with its place: sides are learned from one object before two. `OUT/clipart/curated`: the
+corpus' clip art and emoji as `curate` leaves them, without the quarter whose path hashes below 64 and without what is
+nearly a copy of one of those. The stamps are in neither.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import io
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterable, Iterator
 from itertools import count as numbers
@@ -18,13 +19,10 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import imagehash
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import simplejpeg
-from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.base import write_json
 from pipeline.miniweb import scenes
@@ -57,12 +55,7 @@ def main() -> None:
         "train": write_split(options.out / "scenes" / "train", drawn(options.scenes, TRAIN_SEED, held=False)),
     }
     write_json(options.out / "scenes" / "dataset.json", {"format_version": FORMAT_VERSION, "counts": counts})
-    train, val = clip_art(options.corpus)
-    counts = {
-        "train": write_split(options.out / "clipart" / "train", train),
-        "val": write_split(options.out / "clipart" / "val", val),
-    }
-    write_json(options.out / "clipart" / "dataset.json", {"format_version": FORMAT_VERSION, "counts": counts})
+    curate_clip_art(options.out, options.corpus)
 
 
 def drawn(count: int, seed: int, held: bool) -> Iterator[Row]:
@@ -85,47 +78,25 @@ def drawn(count: int, seed: int, held: bool) -> Iterator[Row]:
         yield Row(f"{seed}/{index}", picture, told, side, side, wrong)
 
 
-def clip_art(corpus: Path) -> tuple[list[Row], list[Row]]:
-    """Training and held-out rows, each in the order of a hash of the path."""
-    table = {row["path"]: row for row in pq.read_table(corpus / "captions.parquet").to_pylist()}
+def curate_clip_art(out: Path, corpus: Path) -> None:
+    """Lay out the pictures and, apart from them, the held-out ones; then `curate` them by clip_art.toml."""
     with tarfile.open(corpus / "images.tar") as tar:
-        data = {m.name: tar.extractfile(m).read() for m in tar if not m.name.startswith("stamps/")}  # type: ignore[union-attr]
-    held = {name for name in data if is_held_out(name)}
-    near = near_copies(data, held)
-    rows = {
-        name: Row(name, data[name], row["caption"], row["width"], row["height"], [])
-        for name, row in table.items()
-        if name in data and name not in near
-    }
-    ordered = sorted(rows, key=lambda name: hashlib.sha256(b"order" + name.encode()).hexdigest())
-    return [rows[n] for n in ordered if n not in held], [rows[n] for n in ordered if n in held]
+        for member in tar:
+            if not member.name.startswith("stamps/"):
+                place = out / ("held-out" if is_held_out(member.name) else "pictures") / member.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
+    captions = pq.read_table(corpus / "captions.parquet", columns=["path", "caption"]).to_pylist()
+    table = pa.Table.from_pylist([row for row in captions if (out / "pictures" / row["path"]).is_file()])
+    pq.write_table(table, out / "captions.parquet")
+    command = [Path(sys.executable).with_name("curate"), "run", Path(__file__).with_name("clip_art.toml")]
+    command += ["--source", out / "pictures", "--captions", out / "captions.parquet"]
+    command += ["--against", out / "held-out", "--data", out / "clipart"]
+    subprocess.run([*map(str, command)], check=True)
 
 
 def is_held_out(name: str) -> bool:
     return name.startswith("openclipart/") and hashlib.sha256(name.encode()).digest()[0] < 64
-
-
-def near_copies(data: dict[str, bytes], held: set[str]) -> set[str]:
-    """Pictures outside `held` that look like one in it: by perceptual hash, by 16 by 16 pixels, or by both less so."""
-    looks = {name: look(picture) for name, picture in data.items()}
-    hashes = np.array([looks[name][0] for name in sorted(held)])  # (H, 64)
-    pixels = np.array([looks[name][1] for name in sorted(held)])  # (H, 768)
-    found = set()
-    for name, (bits, small) in looks.items():
-        if name in held:
-            continue
-        differing = (hashes != bits).sum(axis=1)
-        distance = np.sqrt(np.square(pixels - small).mean(axis=1))
-        if ((differing <= 3) | (distance < 10) | ((differing <= 8) & (distance < 40))).any():
-            found.add(name)
-    return found
-
-
-def look(picture: bytes) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """Perceptual hash (64 bits) and 16 by 16 pixels (768 values)."""
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
-    small = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC), np.float32).ravel()
-    return imagehash.phash(image).hash.ravel(), small
 
 
 def write_split(folder: Path, rows: Iterable[Row]) -> int:

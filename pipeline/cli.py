@@ -81,6 +81,7 @@ def run_(
     source: Annotated[str | None, typer.Option(help="The folder or tars, where the recipe ingests.")] = None,
     captions: Annotated[str | None, typer.Option(help="A table of captions for the folder's pictures.")] = None,
     clip: Annotated[str | None, typer.Option(help="The CLIP that scores: mini, NAME:PRETRAINED or a folder.")] = None,
+    against: Annotated[str | None, typer.Option(help="Drop what is near this set, in dedup.")] = None,
     connect: Annotated[list[str] | None, typer.Option(help="PATTERN=HOST:PORT of a server of your own.")] = None,
     data: Data = HERE,
     workers: Workers = CORES,
@@ -94,6 +95,7 @@ def run_(
     chosen = _overridden(chosen, "download", urls=urls, url_col=url_col, caption_col=caption_col, connect=connect)
     chosen = _overridden(chosen, "ingest", source=source, captions=captions)
     chosen = _overridden(chosen, "score", clip=clip)
+    chosen = _overridden(chosen, "dedup", against=against)
     folder = DataDir(data)
     with one_run(folder):
         if redo:

@@ -156,6 +156,13 @@ class Clip:
         ids: torch.Tensor = self.tokenizer(list(texts)) if len(texts) else torch.empty((0, self.context_length))
         return ids.long()
 
+    def fits(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """Which texts (N,) are read whole; of the others `tokens` holds the beginning."""
+        room = self.context_length
+        more = self.tokenizer(list(texts), context_length=2 * room)[:, :room]
+        same: NDArray[np.bool_] = (more == self.tokens(texts)).all(dim=1).numpy()
+        return same
+
     def normalized(self, pictures: torch.Tensor) -> torch.Tensor:
         """uint8 pictures (N, 3, H, W) as the float input of the image tower, on the same device."""
         import torch

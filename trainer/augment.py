@@ -24,14 +24,15 @@ EXCHANGED = (
 )
 # Words that are replaced by their opposite, all of one pair at once.
 OPPOSITES = (("left", "right"), ("above", "below"), ("top", "bottom"), ("over", "under"))
+SIDES = {"left", "right"}  # a caption with one of these is false of the mirrored picture
 
 
 def vary_pictures(
-    pictures: torch.Tensor, size: tuple[int, int], how: Augmentation, generator: torch.Generator
+    pictures: torch.Tensor, size: tuple[int, int], how: Augmentation, generator: torch.Generator, sided: torch.Tensor
 ) -> torch.Tensor:
-    """Cropped, stretched, slightly recoloured, coarsened and framed pictures.
+    """Cropped, stretched, mirrored, slightly recoloured, coarsened and framed pictures.
 
-    uint8 (N, 3, H, W) -> uint8 (N, 3, *size). Nothing is mirrored or turned.
+    uint8 (N, 3, H, W) -> uint8 (N, 3, *size). Where `sided`, bool (N,), nothing is mirrored; nothing is turned.
     """
     import torch
     from torch.nn import functional as F
@@ -45,8 +46,10 @@ def vary_pictures(
     stretch = torch.exp(how.stretch * (2 * uniform(count) - 1))
     scale = torch.stack([share * stretch, share / stretch], dim=1).clamp(max=1)  # (N, 2): x, y
     centre = (1 - scale) * (2 * uniform(count, 2) - 1)
+    mirrored = (uniform(count) < how.mirror) & ~sided
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale[:, 0], scale[:, 1], centre
+    theta[mirrored, 0, 0] *= -1
     grid = F.affine_grid(theta, [count, 3, *size], align_corners=False)
     out = F.grid_sample(pictures.float(), grid, padding_mode="border", align_corners=False)
     groups = [_coarsened(group, how.coarse, uniform(2)) for group in out.chunk(COARSE_GROUPS)]
@@ -93,6 +96,11 @@ def vary_caption(caption: str, drop_parts: float, rng: np.random.Generator) -> s
         return caption
     kept = [part for part in parts if rng.random() < 0.7] or [parts[0]]
     return ", ".join(kept[i] for i in rng.permutation(len(kept)))
+
+
+def names_side(caption: str) -> bool:
+    """Whether a caption tells left from right."""
+    return not SIDES.isdisjoint(re.findall(r"[a-z]+", caption.lower()))
 
 
 def swapped_captions(caption: str) -> list[str]:

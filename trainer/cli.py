@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from trainer.cascade import How
     from trainer.unclip import Picture, UnClip
 
-INTERRUPTED = 130
+PARTLY, INTERRUPTED = 1, 130
 
 RunOption = Annotated[Path | None, typer.Option("--run", help="What `trainer fit` left; else the newest in runs/.")]
 ClipOption = Annotated[str | None, typer.Option("--clip", help="The run's CLIP, if it is no longer where it was.")]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Where PNG files go; else RUN/pictures.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Where PNG files go; else a new folder in RUN/pictures.")]
 SeedOption = Annotated[int, typer.Option(help="The same seed gives the same picture.", min=0)]
 CountOption = Annotated[int, typer.Option(help="How many pictures.", min=1, max=100)]
 BestOption = Annotated[int, typer.Option(help="Draw so many for each and keep what the CLIP finds best.", min=1)]
@@ -50,13 +50,13 @@ def clip(
         float | None, typer.Option(help="Stop after so many minutes, ready to resume.", min=0)
     ] = None,
 ) -> None:
-    """Train a compact CLIP that `curate score --clip OUT` can use."""
+    """Train a compact CLIP that `curate score --clip OUT` can use; exit code 1 when the time was up before the end."""
     from trainer.config import CLIP_DEFAULT, read_clip_config
     from trainer.fit_clip import Run, fit
 
     settings = read_clip_config(config or CLIP_DEFAULT)
-    fit(Run(tuple(shards), out, settings, seed, resume, max_minutes), lambda line: typer.echo(line, err=True))
-    typer.echo(str(out))
+    done = fit(Run(tuple(shards), out, settings, seed, resume, max_minutes), lambda line: typer.echo(line, err=True))
+    _end_of_training(out, done)
 
 
 @app.command()
@@ -77,7 +77,10 @@ def fit(
         float | None, typer.Option(help="Stop after so many minutes, ready to resume.", min=0)
     ] = None,
 ) -> None:
-    """Train prior, decoder and upsampler in turn; with `torchrun --no-python trainer fit …` on several GPUs."""
+    """Train prior, decoder and upsampler in turn; with `torchrun --no-python trainer fit …` on several GPUs.
+
+    Exit code 1 when the time was up before the end.
+    """
     import torch
 
     from trainer.config import read_run_config
@@ -90,8 +93,7 @@ def fit(
     settings = read_run_config(config or ("base" if torch.cuda.is_available() else "mini"), set_ or ())
     names = tuple(name for name in NAMES if not only or name in only)
     run = FitRun(shards, out, settings, seed, clip, names, resume, max_minutes)
-    done = fit(run, lambda line: typer.echo(line, err=True))
-    typer.echo(str(out) if done else f"{out}: the time was up; continue with --resume")
+    _end_of_training(out, fit(run, lambda line: typer.echo(line, err=True)))
 
 
 @app.command()
@@ -118,7 +120,7 @@ def sample(
         text: dict(list(zip(names, drawn, strict=True))[start : start + count])
         for start, text in zip(range(0, len(jobs), count), texts, strict=True)
     }
-    _write(out or run / "pictures", rows, [f"seed {own}" for own in seeds])
+    _write(out or _fresh(run, "sample"), rows, [f"seed {own}" for own in seeds])
 
 
 @app.command()
@@ -144,7 +146,7 @@ def vary(
     seeds = range(seed, seed + count)
     drawn = unclip.vary(given, seeds, eta, _how(steps, guidance))
     row = {f"vary-{own}": one for own, one in zip(seeds, drawn, strict=True)}
-    _write(out or run / "pictures", {picture.name: row}, [f"seed {own}" for own in seeds])
+    _write(out or _fresh(run, "vary"), {picture.name: row}, [f"seed {own}" for own in seeds])
 
 
 @app.command()
@@ -165,8 +167,8 @@ def blend(
     run, unclip = _open(run, clip)
     weights = [number / max(1, count - 1) for number in range(count)]
     drawn = unclip.blend(*ends, weights, seed, _how(steps, None))
-    row = {f"blend-{weight:.3f}": one for weight, one in zip(weights, drawn, strict=True)}
-    _write(out or run / "pictures", {f"{a.name} to {b.name}": row}, [f"{weight:.2f}" for weight in weights])
+    row = {f"blend-{number:02d}-{weights[number]:.3f}": one for number, one in enumerate(drawn)}
+    _write(out or _fresh(run, "blend"), {f"{a.name} to {b.name}": row}, [f"{weight:.2f}" for weight in weights])
 
 
 @app.command()
@@ -189,8 +191,8 @@ def edit(
     run, unclip = _open(run, clip)
     angles = [furthest * number / max(1, count - 1) for number in range(count)]
     drawn = unclip.edit(given, before, after, angles, seed, _how(steps, None))
-    row = {f"edit-{angle:.3f}": one for angle, one in zip(angles, drawn, strict=True)}
-    _write(out or run / "pictures", {f"{before} → {after}": row}, [f"{angle:.2f}" for angle in angles])
+    row = {f"edit-{number:02d}-{angles[number]:.3f}": one for number, one in enumerate(drawn)}
+    _write(out or _fresh(run, "edit"), {f"{before} → {after}": row}, [f"{angle:.2f}" for angle in angles])
 
 
 @app.command()
@@ -216,7 +218,7 @@ def inpaint(
     seeds = range(seed, seed + count)
     drawn = unclip.inpaint(given, paint, text, seeds, best_of, _how(steps, guidance))
     row = {f"inpaint-{own}": one for own, one in zip(seeds, drawn, strict=True)}
-    _write(out or run / "pictures", {text: row}, [f"seed {own}" for own in seeds])
+    _write(out or _fresh(run, "inpaint"), {text: row}, [f"seed {own}" for own in seeds])
 
 
 @app.command("eval")
@@ -267,6 +269,12 @@ def export(
     typer.echo(str(out))
 
 
+def _end_of_training(out: Path, done: bool) -> None:
+    typer.echo(str(out) if done else f"{out}: the time was up; continue with --resume")
+    if not done:
+        raise typer.Exit(PARTLY)
+
+
 def _open(run: Path | None, clip: str | None) -> tuple[Path, UnClip]:
     from trainer.unclip import load, newest_run
 
@@ -281,6 +289,15 @@ def _how(steps: int | None, guidance: float | None) -> How:
 
     how = DEFAULT if steps is None else replace(DEFAULT, steps=steps)
     return how if guidance is None else replace(how, image_guidance=guidance, text_guidance=guidance)
+
+
+def _fresh(run: Path, command: str) -> Path:
+    """The next folder in RUN/pictures, so that nothing drawn before is written over."""
+    from trainer.pictures import FOLDER
+
+    numbers = (path.name.split("-")[0] for path in (run / FOLDER).glob("*-*"))
+    last = max((int(number) for number in numbers if number.isdecimal()), default=0)
+    return run / FOLDER / f"{last + 1:04d}-{command}"
 
 
 def _write(folder: Path, rows: dict[str, dict[str, Picture]], columns: list[str]) -> None:

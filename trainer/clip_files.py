@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.base import write_bytes, write_json
 from trainer.config import ClipConfig
@@ -27,32 +27,58 @@ def write_model(folder: Path, config: ClipConfig, weights: Mapping[str, Tensor])
 
 
 def write_card(
-    folder: Path, config: ClipConfig, sets: Sequence[str], seed: int, step: int, figures: Mapping[str, Any]
+    folder: Path,
+    config: ClipConfig,
+    sets: Mapping[str, Mapping[str, int]],
+    seed: int,
+    step: int,
+    figures: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Write the model card: data, recipe, figures."""
-    names = sorted({key for part in figures.values() for key in part})
-    rows = ["| set | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    rows += [
-        f"| {name} | " + " | ".join(str(part.get(key, "")) for key in names) + " |" for name, part in figures.items()
-    ]
+    """Write the model card: data, recipe, figures, limits. `sets` and `figures` are by set."""
+    context = config.model_cfg["text_cfg"].get("context_length", 77)
     text = f"""---
 library_name: open_clip
 tags: [clip]
 ---
 # A compact CLIP
 
-Trained by `trainer clip` on {", ".join(sets)}; seed {seed}, {step} of {config.training.steps} steps. Weights are the
-running average, in float16. Load it with `open_clip.create_model_and_transforms("local-dir:DIRECTORY")`, or give its
-directory to `curate score --clip`.
+Load it with `open_clip.create_model_and_transforms("local-dir:DIRECTORY")`, or give its directory to
+`curate score --clip`. The weights are the running average of training, in float16.
+
+## Data
+
+{_table(sets)}
 
 ## Figures on the held-out rows of its sets
 
-{chr(10).join(rows)}
+{_table(figures)}
+
+## Limits
+
+- It knows pictures and words like those of its sets. Take other figures before you trust it on other pictures, other
+  languages or text in pictures.
+- Of a caption it reads the first {context} tokens.
+- Its vectors compare with its own only. What a cosine means is told by `right_mean` and `unrelated_mean` above.
+- What its sets show of people and places, and how they name it, is in it too.
 
 ## Recipe
+
+Step {step} of {config.training.steps} of this command, with the config below as `recipe.json`:
+
+```
+trainer clip {" ".join(f"--shards {name.split('-', 1)[1]}" for name in sets)} --config recipe.json --seed {seed}
+```
 
 ```json
 {json.dumps(config.model_dump(mode="json"), indent=1)}
 ```
 """
     write_bytes(folder / "README.md", text.encode())
+
+
+def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """A table of Markdown, a line for each row."""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    lines = ["| set | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(str(row.get(key, "")) for key in names) + " |" for name, row in rows.items()]
+    return "\n".join(lines)

@@ -20,7 +20,7 @@ CLIP_DEFAULT = SHIPPED / "clip.json"  # clip-mini.json made the embedded CLIP
 
 
 class Augmentation(Config):
-    """How training pictures vary. There is no flip: left and right are words; colours are words too."""
+    """How training pictures vary. Where a caption says left or right, nothing is mirrored; colours are words too."""
 
     crop: float = Field(default=0.8, gt=0.3, le=1.0)  # smallest share of a side that a crop keeps
     stretch: float = Field(default=0.1, ge=0, le=0.5)  # largest relative change of the aspect ratio
@@ -29,6 +29,7 @@ class Augmentation(Config):
     tint: float = Field(default=0.03, ge=0, le=0.5)  # largest shift of a colour channel, as a share of the range
     coarse: float = Field(default=0.3, ge=0, le=1)  # share of pictures shown at a lower resolution
     noise: float = Field(default=0.02, ge=0, le=0.2)  # largest standard deviation of grey noise
+    mirror: float = Field(default=0.5, ge=0, le=1)  # share of pictures mirrored, of those whose caption names no side
     frame: float = Field(default=0.15, ge=0, le=1)  # share of pictures with a plain frame, every second one white
     drop_parts: float = Field(default=0.5, ge=0, le=1)  # share of keyword captions that lose some keywords
 

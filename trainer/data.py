@@ -76,7 +76,10 @@ def open_set(folder: Path, split: str) -> PackedSet:
     tables = [read_parquet(path, _columns(path)) for path in shard_files(folder / split, "parquet")]
     rows = sum(len(table) for table in tables)
     if rows == 0:
-        raise HeadraceError(f"{folder} has no samples in {split}", hint="pack a set that keeps some", code=MISSING)
+        hint = (
+            "pack at least 10 pictures, with --val-fraction above 0" if split == "val" else "pack a set that keeps some"
+        )
+        raise HeadraceError(f"{folder} has no samples in {split}", hint=hint, code=MISSING)
     captions = tuple(text or "" for table in tables for text in table["caption"].to_pylist())
     if not any(text.strip() for text in captions):
         raise HeadraceError(f"no sample in {folder}/{split} has a caption", hint="pack a set with captions")

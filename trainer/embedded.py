@@ -5,12 +5,14 @@ Which rows a step takes is a pure function of (seed, step). This module knows no
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 
 from pipeline.base import MISSING, REFUSED, HeadraceError, read_json
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from pipeline.clip import Clip
 
+KEEP_VECTORS = 1 << 30  # bytes of each kind of vectors held in memory
 KEEP_TOKENS = 8 << 30  # bytes of token states held in memory; those of a larger set are computed batch by batch
 CHUNK = 1024  # captions encoded at a time
 ROUND = 8  # lengths are multiples of it, so that few shapes occur
@@ -44,29 +47,51 @@ class Embeddings:
 def read_embeddings(folder: Path, split: str) -> Embeddings:
     """Stream the vectors of `folder/split` shard by shard; rows that lack one get the weight 0.
 
+    What exceeds KEEP_VECTORS lies in a temporary file, mapped into memory, of which the system keeps what is in use.
+
     Raises:
         HeadraceError: no such columns, a vector that is not finite, a weight below 0, or nothing that can be used.
     """
-    parts: list[tuple[Any, Any, Any]] = []
-    for path in shard_files(folder / split, "parquet"):
-        table = read_parquet(path)
-        if not {"image_emb", "text_emb"} <= set(table.column_names):
-            hint = "score and pack it with the clip signal"
-            raise HeadraceError(f"{path} has no CLIP vectors", hint=hint, code=MISSING)
-        image, text = (vectors(table[name]) for name in ("image_emb", "text_emb"))
-        given = table["weight"].to_numpy() if "weight" in table.column_names else np.ones(len(table))
-        weight = np.asarray(given, dtype=np.float64)
-        for what, values in (("vector", image), ("vector", text), ("weight", weight)):
-            sound = np.isfinite(values).reshape(len(table), -1).all(axis=1) & (what != "weight" or values >= 0)
-            if not sound.all():
-                key = table["key"][int(np.argmin(sound))]
-                hint = "score and pack it again, or drop that row"
-                raise HeadraceError(f"{path} has an impossible {what} in sample {key}", hint=hint, code=REFUSED)
-        parts.append((image, text, np.where(image.any(axis=1) & text.any(axis=1), weight, 0)))
-    image, text, weight = (np.concatenate(part) for part in zip(*parts, strict=True))
-    if not weight.any():
+    paths = shard_files(folder / split, "parquet")
+    rows = sum(pq.read_metadata(path).num_rows for path in paths)
+    whole: Embeddings | None = None
+    start = 0
+    for path in paths:
+        part = _read_shard(path)
+        whole = whole or Embeddings(
+            _room(rows, part.image.shape[1]), _room(rows, part.text.shape[1]), np.empty(rows, dtype=np.float64)
+        )
+        here = slice(start, start := start + len(part.weight))
+        whole.image[here], whole.text[here], whole.weight[here] = part.image, part.text, part.weight
+    if whole is None or not whole.weight.any():
         raise HeadraceError(f"{folder} has no sample with both CLIP vectors in {split}", hint="score it", code=MISSING)
-    return Embeddings(image, text, weight)
+    return whole
+
+
+def _read_shard(path: Path) -> Embeddings:
+    names = [name for name in ("key", "image_emb", "text_emb", "weight") if name in pq.read_schema(path).names]
+    if not {"image_emb", "text_emb"} <= set(names):
+        hint = "score and pack it with the clip signal"
+        raise HeadraceError(f"{path} has no CLIP vectors", hint=hint, code=MISSING)
+    table = read_parquet(path, names)
+    image, text = (vectors(table[name]) for name in ("image_emb", "text_emb"))
+    given = table["weight"].to_numpy() if "weight" in names else np.ones(len(table))
+    weight = np.asarray(given, dtype=np.float64)
+    for what, values in (("vector", image), ("vector", text), ("weight", weight)):
+        sound = np.isfinite(values).reshape(len(table), -1).all(axis=1) & (what != "weight" or values >= 0)
+        if not sound.all():
+            key = table["key"][int(np.argmin(sound))]
+            hint = "score and pack it again, or drop that row"
+            raise HeadraceError(f"{path} has an impossible {what} in sample {key}", hint=hint, code=REFUSED)
+    return Embeddings(image, text, np.where(image.any(axis=1) & text.any(axis=1), weight, 0))
+
+
+def _room(rows: int, width: int) -> NDArray[np.float16]:
+    """Place for vectors (rows, width): in memory where there are few, else in a file that goes with the process."""
+    if 2 * rows * width <= KEEP_VECTORS:
+        return np.empty((rows, width), dtype=np.float16)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, dtype=np.float16, mode="w+", shape=(rows, width))
 
 
 def check_identity(folder: Path, clip: Clip) -> None:

@@ -135,20 +135,12 @@ def _held_out(asked: EvalRun, clip: Clip) -> HeldOut:
     usable = set(sets.val.rows.tolist())
     captions = tuple(text if row in usable else "" for row, text in enumerate(sets.val.packed.captions))
     order = epoch_order(captions, asked.seed, 0)[: 8 * asked.count]
-    whole = _whole(clip, [captions[row] for row in order])
+    whole = clip.fits([captions[row] for row in order])
     rows = order[whole][: asked.count]
     if len(rows) < 2:
         hint = "give a set with more in `val`"
         raise HeadraceError(f"{given} has {len(rows)} held-out captions that can be drawn, 2 are needed", hint=hint)
     return HeldOut(sets, rows, int((~whole).sum()))
-
-
-def _whole(clip: Clip, texts: Sequence[str]) -> NDArray[np.bool_]:
-    """Which texts fit into the CLIP's context."""
-    room = clip.context_length
-    more = clip.tokenizer(list(texts), context_length=2 * room)[:, :room]
-    fits: NDArray[np.bool_] = (more == clip.tokens(texts)).all(dim=1).numpy()
-    return fits
 
 
 def _drawn(unclip: UnClip, captions: Sequence[str], asked: EvalRun, say: Say) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ from trainer import saved
 from trainer.decoder import DecoderConfig
 from trainer.embedded import check_identity
 from trainer.log import Log
-from trainer.loop import STATE, Loop, is_done
+from trainer.loop import STATE, Loop, any_process, is_done, is_late
 from trainer.prior import PriorConfig
 from trainer.saved import NAMES, Name, write_run
 from trainer.sets import Sets, Split
@@ -139,10 +139,9 @@ def _fit_all(run: FitRun, plans: dict[Name, Plan], done: set[Name], sets: Sets, 
         if name in done:
             say(f"{name}: all {plan.training.steps} steps are done")
             continue
-        deadline, section = plan.deadline, getattr(run.config, name)
-        if trained and deadline is not None and time.monotonic() >= deadline:
+        if trained and any_process(place, is_late(plan.deadline)):
             return False
-        if not _fit_one(name, section, plan, sets, place, say):
+        if not _fit_one(name, getattr(run.config, name), plan, sets, place, say):
             return False
         trained = True
     return True

@@ -19,7 +19,7 @@ from pipeline.base import REFUSED, HeadraceError, digest, write_json
 from trainer import augment, checkpoint
 from trainer.clip_files import CONFIG, WEIGHTS, write_card, write_model
 from trainer.config import ClipConfig
-from trainer.contrast import centre_loss, encode_texts, threshold_loss
+from trainer.contrast import centre_loss, encode_texts, short_attention, threshold_loss
 from trainer.data import Batches, PackedSet, Pictures, open_set
 from trainer.evaluate_clip import held_out_figures
 from trainer.log import Log
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 STATE = "training/state.safetensors"
 LOGS = "training"
 TEXT_SHARE = 0.5  # weight of the words read off text vectors, beside those of picture vectors
+CHECKED = 10_000  # captions whose length is looked at in one go
 ROOM = 1.125  # training pictures are kept this much larger than the input, for crops
 
 
@@ -60,9 +61,14 @@ class Source:
     val_pictures: Pictures
     batches: Batches
 
+    @property
+    def facts(self) -> dict[str, int]:
+        """What the model card says of it."""
+        return {"pictures": len(self.train), "distinct captions": self.batches.distinct}
 
-def fit(run: Run, say: Callable[[str], None]) -> dict[str, Any]:
-    """Train, evaluate and write a CLIP to `run.out`; returns the last held-out figures by set.
+
+def fit(run: Run, say: Callable[[str], None]) -> bool:
+    """Train, evaluate and write a CLIP to `run.out`; True when all of it is done, False when the time was up before.
 
     Raises:
         HeadraceError: sets that cannot be trained on, an `out` of another run, a state of another config.
@@ -82,7 +88,7 @@ def fit(run: Run, say: Callable[[str], None]) -> dict[str, Any]:
         trainer.restore()
         say(f"resumed at step {trainer.step}")
     log = Log(run.out / LOGS, trainer.step)
-    started, figures = time.monotonic(), {}  # type: float, dict[str, Any]
+    started = time.monotonic()
     steps, every, first = run.config.training.steps, run.config.training.evaluate_every, trainer.step
     while trainer.step < steps:
         began = time.monotonic()
@@ -106,7 +112,7 @@ def fit(run: Run, say: Callable[[str], None]) -> dict[str, Any]:
         if last:
             break
     log.close()
-    return figures
+    return trainer.step >= steps
 
 
 def _batches(run: Run, captions: Sequence[tuple[str, ...]]) -> list[Batches]:
@@ -141,6 +147,10 @@ def _decoded(
     for number, (folder, (train, val), own) in enumerate(zip(run.shards, sets, batches, strict=True)):
         name = f"{number}-{folder.parent.name if folder.name == 'curated' else folder.name}"
         say(f"{name}: {len(train)} pictures, {own.distinct} distinct captions, {own.size} of each batch")
+        texts = sorted(set(train.captions))
+        cut = sum(int((~clip.fits(texts[at : at + CHECKED])).sum()) for at in range(0, len(texts), CHECKED))
+        if cut:
+            say(f"{name}: {cut} captions are longer than {clip.context_length} tokens; only their beginning is read")
         sources.append(Source(name, train, val, Pictures(train, roomy), Pictures(val, shape), own))
     return sources
 
@@ -180,12 +190,13 @@ class Trainer:
         sizes = [source.batches.size for source in self.sources]
         how = self.settings.augmentation
         size = (self.clip.preprocess.height, self.clip.preprocess.width)
-        small = augment.vary_pictures(pictures, size, how, generator)
+        sided = torch.tensor([augment.names_side(caption) for caption in captions])
+        small = augment.vary_pictures(pictures, size, how, generator, sided)
         rate = self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["peak"]
         self.model.train()
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16), short_attention(self.device):
             images = self.model.encode_image(self._input(small), normalize=True)
             tokens = self.clip.tokens([*captions, *swaps]).to(self.device)
             texts = encode_texts(self.model, tokens)
@@ -225,7 +236,7 @@ class Trainer:
         return self.clip.normalized(small.to(self.device)).contiguous(memory_format=torch.channels_last)
 
     def _draw(self, rng: Any) -> tuple[Tensor, list[str], list[int], list[str]]:
-        """Pictures, captions, and wrong captions with the row (`owners`) that each belongs to."""
+        """Pictures, captions, and for every row that has some one wrong caption, `owners` saying whose it is."""
         import torch
 
         pictures, captions, owners, swaps = [], [], [], []  # type: ignore[var-annotated]
@@ -236,8 +247,9 @@ class Trainer:
                 caption = source.train.captions[row]
                 told = source.train.tells_swaps
                 wrong = list(source.train.swaps[row]) if told else augment.swapped_captions(caption)
-                owners += [len(captions)] * len(wrong)
-                swaps += wrong
+                if wrong:
+                    owners.append(len(captions))
+                    swaps.append(wrong[rng.integers(len(wrong))])
                 captions.append(augment.vary_caption(caption, self.settings.augmentation.drop_parts, rng))
         return torch.cat(pictures), captions, owners, swaps
 
@@ -275,7 +287,8 @@ class Trainer:
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         tensors |= checkpoint.optimizer_tensors(self.trained, self.optimizer)
         write_model(self.run.out, self.run.config, self.average)
-        write_card(self.run.out, self.run.config, [s.name for s in self.sources], self.run.seed, self.step, figures)
+        sets = {source.name: source.facts for source in self.sources}
+        write_card(self.run.out, self.run.config, sets, self.run.seed, self.step, figures)
         checkpoint.save(self.run.out / STATE, tensors, {"step": self.step, "run": run_digest(self.run)})
 
     def restore(self) -> None:

@@ -252,12 +252,21 @@ class Loop:
 
     def _stopping(self, asked: bool) -> bool:
         """Whether any process was asked to stop, or the time is up."""
-        late = self.plan.deadline is not None and time.monotonic() >= self.plan.deadline
-        if self.place.world == 1:
-            return asked or late
-        flag = torch.tensor(float(asked or late), device=self.place.device)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-        return bool(flag)
+        return any_process(self.place, asked or is_late(self.plan.deadline))
+
+
+def is_late(deadline: float | None) -> bool:
+    """Whether a deadline, of `time.monotonic()`, is over."""
+    return deadline is not None and time.monotonic() >= deadline
+
+
+def any_process(place: Place, said: bool) -> bool:
+    """Whether one of the processes says so: all get the same answer, though their clocks differ."""
+    if place.world == 1:
+        return said
+    flag = torch.tensor(float(said), device=place.device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return bool(flag)
 
 
 def load_state(plan: Plan) -> tuple[Tensors, dict[str, Any]]:

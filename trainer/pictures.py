@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+FOLDER = "pictures"  # of a run: what was drawn with it
 MAX_PIXELS = 1 << 26
 MASK_GREY = 0.05  # share of a mask's pixels that may be neither black nor white: its edges
 FEW = 24  # grey levels from black or white that still count as such (a mask saved as JPEG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from trainer.prior import LinearPrior, Prior, PriorConfig, ridge
 from trainer.saved import build, save_model
 from trainer.sets import Sets, Split
 from trainer.task import Tensors
+from trainer.unet import UNetConfig
 from trainer.upsampler import Upsampler, UpsamplerConfig, shrunk, worsened
 
 if TYPE_CHECKING:
@@ -103,6 +105,9 @@ class PriorTask(_Task):
     name = "prior"
 
     def __init__(self, config: PriorConfig, sets: Sets, folder: Path, seed: int) -> None:
+        if config.kind == "transformer" and config.width % config.head:
+            message = f"prior.width {config.width} is not a multiple of prior.head {config.head}"
+            raise HeadraceError(message, hint="change one of them")
         super().__init__(config, sets, folder, seed)
         self.config = config
         self.prior = cast("Prior", self.model)
@@ -168,6 +173,7 @@ class DecoderTask(_Task):
 
     def __init__(self, config: DecoderConfig, sets: Sets, folder: Path, seed: int) -> None:
         _check_side(config.side, config.multiple, "decoder.side")
+        check_attention(config, config.side, "decoder")
         super().__init__(config, sets, folder, seed)
         self.config = config
         self.decoder = cast("Decoder", self.model)
@@ -214,8 +220,9 @@ class UpsamplerTask(_Task):
     name = "upsampler"
 
     def __init__(self, config: UpsamplerConfig, sets: Sets, folder: Path, seed: int) -> None:
-        _check_side(config.side, max(config.multiple, config.factor), "upsampler.side")
-        _check_side(config.crop, max(config.multiple, config.factor), "upsampler.crop")
+        for name, side in (("upsampler.side", config.side), ("upsampler.crop", config.crop)):
+            _check_side(side, math.lcm(config.multiple, config.factor), name)
+        check_attention(config, config.side, "upsampler")
         if config.crop > config.side:
             raise HeadraceError(f"upsampler.crop {config.crop} exceeds upsampler.side {config.side}", hint="lower it")
         super().__init__(config, sets, folder, seed)
@@ -282,6 +289,19 @@ def write_grid(path: Path, rows: Mapping[str, Tensor]) -> None:
     """Write pictures (B, 3, H, W), a labelled row each, as one PNG."""
     sheet = grid([list(as_bytes(row)) for row in rows.values()], list(rows))
     write_png(path, sheet, {})
+
+
+def check_attention(config: UNetConfig, side: int, name: str) -> None:
+    """Raise where a U-Net is asked to attend on a grid that it has not, or with heads that do not fill its channels."""
+    grids = {side // config.patch // 2**level: width for level, width in enumerate(config.channels)}
+    for grid_side in config.attention:
+        if grid_side not in grids:
+            hint = f"choose among {', '.join(map(str, grids))}"
+            raise HeadraceError(f"{name}.attention {grid_side} is the side of no grid of {name}", hint=hint)
+        width = grids[grid_side]
+        if width % max(1, width // config.head):
+            hint = f"change {name}.head or {name}.channels"
+            raise HeadraceError(f"{name}.head {config.head} does not divide the {width} channels that attend", hint)
 
 
 def _check_side(side: int, multiple: int, name: str) -> None:

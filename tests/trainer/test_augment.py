@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.augment import swapped_captions, vary_caption, vary_pictures
+from trainer.augment import names_side, swapped_captions, vary_caption, vary_pictures
 from trainer.config import Augmentation
 
-STILL = Augmentation(crop=1, stretch=0, brightness=0, saturation=0, tint=0, coarse=0, noise=0, frame=0, drop_parts=0)
+STILL = Augmentation(
+    crop=1, stretch=0, brightness=0, saturation=0, tint=0, coarse=0, noise=0, mirror=0, frame=0, drop_parts=0
+)
 
 
 def two_halves(count: int) -> torch.Tensor:
@@ -19,22 +21,36 @@ def two_halves(count: int) -> torch.Tensor:
     return pictures
 
 
+def sided(count: int) -> torch.Tensor:
+    """Captions that all name a side."""
+    return torch.ones(count, dtype=torch.bool)
+
+
 def test_nothing_varies_when_told_so() -> None:
-    out = vary_pictures(two_halves(3), (36, 36), STILL, torch.Generator().manual_seed(0))
+    out = vary_pictures(two_halves(3), (36, 36), STILL, torch.Generator().manual_seed(0), sided(3))
     assert torch.equal(out, two_halves(3))
 
 
 def test_left_stays_left_and_colours_stay() -> None:
-    out = vary_pictures(two_halves(200), (32, 32), Augmentation(frame=0), torch.Generator().manual_seed(0)).float()
+    out = vary_pictures(
+        two_halves(200), (32, 32), Augmentation(frame=0), torch.Generator().manual_seed(0), sided(200)
+    ).float()
     left, right = out[:, :, :, :8].mean(dim=(2, 3)), out[:, :, :, -8:].mean(dim=(2, 3))
     assert out.shape == (200, 3, 32, 32)
     assert (left[:, 0] > 180).all() and (left[:, 2] < 60).all()
     assert (right[:, 2] > 180).all() and (right[:, 0] < 60).all()
 
 
+def test_only_pictures_whose_caption_names_no_side_are_mirrored() -> None:
+    how = STILL.model_copy(update={"mirror": 1.0})
+    told = torch.tensor([names_side("a cat left of a dog"), names_side("Left, arrow"), names_side("a cleft chin")])
+    out = vary_pictures(two_halves(3), (36, 36), how, torch.Generator().manual_seed(0), told)
+    assert torch.equal(out[:2], two_halves(2)) and torch.equal(out[2], two_halves(1)[0].flip(2))
+
+
 def test_frames_are_plain_at_most_a_tenth_wide_and_as_many_as_asked_for() -> None:
     how = STILL.model_copy(update={"frame": 0.5})
-    out = vary_pictures(two_halves(400), (36, 36), how, torch.Generator().manual_seed(0))
+    out = vary_pictures(two_halves(400), (36, 36), how, torch.Generator().manual_seed(0), sided(400))
     changed = (out != two_halves(400)).any(dim=1)
     assert not changed[:, 4:-4, 4:-4].any()
     framed = changed.flatten(1).any(dim=1)
@@ -47,7 +63,8 @@ def test_frames_are_plain_at_most_a_tenth_wide_and_as_many_as_asked_for() -> Non
 def test_the_same_generator_state_gives_the_same_pictures() -> None:
     pictures = two_halves(5)
     one, other, third = (
-        vary_pictures(pictures, (32, 32), Augmentation(), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+        vary_pictures(pictures, (32, 32), Augmentation(), torch.Generator().manual_seed(seed), ~sided(5))
+        for seed in (1, 1, 2)
     )
     assert torch.equal(one, other) and not torch.equal(one, third)
 

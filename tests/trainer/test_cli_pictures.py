@@ -80,7 +80,16 @@ def test_the_rest(run: Path, call: Call, picture: Path, tmp_path: Path) -> None:
     ):
         code, out, err = call(*arguments, *options)
         assert (code, out.strip(), err) == (0, str(tmp_path / "out" / "grid.png"), ""), arguments
-    stems = ["vary-0", "vary-1", "vary-4", "vary-5", "blend-0.000", "blend-1.000", "edit-0.000", "edit-0.500"]
+    stems = [
+        "vary-0",
+        "vary-1",
+        "vary-4",
+        "vary-5",
+        "blend-00-0.000",
+        "blend-01-1.000",
+        "edit-00-0.000",
+        "edit-01-0.500",
+    ]
     assert names(tmp_path / "out") == sorted(f"{stem}.png" for stem in [*stems, "grid", "inpaint-0", "inpaint-1"])
     painted = read_picture(tmp_path / "out" / "inpaint-1.png")
     assert np.array_equal(painted[8:], read_picture(picture)[8:]) and not np.array_equal(painted, read_picture(picture))
@@ -96,7 +105,9 @@ def test_pictures_go_into_the_newest_run(
     shutil.copytree(run, "runs/new")
     (tmp_path / "runs/new/run.json").touch()
     code, out, _ = call("sample", "a red circle", "--steps", 1, "--best-of", 1, "--count", 1)
-    assert (code, out.strip()) == (0, "runs/new/pictures/grid.png")
+    assert (code, out.strip()) == (0, "runs/new/pictures/0001-sample/grid.png")
+    code, out, _ = call("sample", "a blue circle", "--steps", 1, "--best-of", 1, "--count", 1)
+    assert (code, out.strip()) == (0, "runs/new/pictures/0002-sample/grid.png")
 
 
 def test_what_a_user_may_get_wrong(run: Path, call: Call, picture: Path, tmp_path: Path) -> None:

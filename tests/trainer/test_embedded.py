@@ -74,6 +74,20 @@ def test_a_row_without_a_vector_is_never_drawn(tmp_path: Path, clip: Clip) -> No
     assert found.weight[3] == 0 and 3 not in found.usable() and len(found.usable()) == 15
 
 
+def test_vectors_that_exceed_the_room_are_mapped_and_equal(
+    tmp_path: Path, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_packed(tmp_path, clip=clip)
+    held = read_embeddings(folder, "train")
+    monkeypatch.setattr(embedded, "KEEP_VECTORS", 0)
+    mapped = read_embeddings(folder, "train")
+    assert isinstance(mapped.image, np.memmap) and not isinstance(held.image, np.memmap)
+    rows = np.array([12, 0, 12])
+    for name in ("image", "text", "weight"):
+        assert np.array_equal(getattr(held, name)[rows], getattr(mapped, name)[rows]), name
+    assert mapped.image.dtype == np.float16 and np.allclose(np.linalg.norm(held.image[15].astype(float)), 1, atol=1e-3)
+
+
 def test_what_is_said_of_bad_numbers(tmp_path: Path, clip: Clip) -> None:
     vectors = clip.encode_texts(pictures_and_captions()[1][:10])
     vectors[4, 7] = np.nan

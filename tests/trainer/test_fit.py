@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch.nn import functional as F
 
-from pipeline.base import HeadraceError, parse_config
+from pipeline.base import HeadraceError, parse_config, write_toml
 from pipeline.clip import Clip, load
 from pipeline.shards import vector_column, write_parquet
 from tests.trainer.packed import write_packed
 from trainer import checkpoint, diffusion, sampling
+from trainer.cascade import DEFAULT, enlarge
 from trainer.config import SHIPPED, read_run_config
 from trainer.decoder import DecoderConfig
 from trainer.fit import FitRun, RunConfig, fit
@@ -23,8 +27,8 @@ from trainer.loop import STATE
 from trainer.prior import PriorConfig
 from trainer.saved import NAMES, WEIGHTS, load_model, read_run
 from trainer.sets import Sets, Split
-from trainer.tasks import DecoderTask, PriorTask, as_floats
-from trainer.upsampler import UpsamplerConfig
+from trainer.tasks import DecoderTask, PriorTask, UpsamplerTask, as_floats
+from trainer.upsampler import Upsampler, UpsamplerConfig, shrunk
 
 TRAINING = {"batch": 8, "part": 4, "steps": 3, "warmup": 1, "evaluate_every": 2}
 UNET = {"channels": [16, 32], "blocks": 1, "groups": 8, "head": 16, "patch": 2}
@@ -87,6 +91,35 @@ def test_stopping_often_ends_where_not_stopping_does(shards: Path, fitted: Path,
         assert set(whole) == set(parts) and all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
+def test_two_processes_learn_what_one_does(shards: Path, tmp_path: Path) -> None:
+    values = {name: {**section, "dropout": 0.0} for name, section in TINY.items()}
+    write_toml(tmp_path / "tiny.toml", values)
+    config = parse_config(RunConfig, values, "tiny")
+    assert fit(run(shards, tmp_path / "one", config=config), silent)
+    scripts = Path(sys.executable).parent
+    torchrun = [scripts / "torchrun", "--standalone", "--nproc-per-node=2", "--no-python", scripts / "trainer", "fit"]
+    asked = ["--shards", shards, "--out", tmp_path / "two", "--config", tmp_path / "tiny.toml"]
+    done = subprocess.run([*map(str, torchrun), *map(str, asked)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in NAMES:
+        one, two = (checkpoint.load(tmp_path / place / name / STATE)[0] for place in ("one", "two"))
+        for key in one:
+            torch.testing.assert_close(two[key], one[key], atol=3e-3, rtol=2e-2, msg=f"{name} {key} differs")
+
+
+@pytest.mark.slow
+def test_compiled_models_learn_alike(shards: Path, tmp_path: Path) -> None:
+    for compiled in (False, True):
+        training = {**TRAINING, "compile": compiled}
+        values = {name: {**section, "dropout": 0.0, "training": training} for name, section in TINY.items()}
+        fit(run(shards, tmp_path / str(compiled), config=parse_config(RunConfig, values, "tiny")), silent)
+    for name in NAMES:
+        plain, fast = (checkpoint.load(tmp_path / place / name / STATE)[0] for place in ("False", "True"))
+        assert set(plain) == set(fast)
+        for key in plain:
+            torch.testing.assert_close(fast[key], plain[key], atol=5e-3, rtol=2e-2)
+
+
 def test_one_model_alone_is_the_same_model(shards: Path, fitted: Path, tmp_path: Path) -> None:
     fit(run(shards, tmp_path / "one", only=("decoder",)), silent)
     assert (tmp_path / "one/decoder" / WEIGHTS).read_bytes() == (fitted / "decoder" / WEIGHTS).read_bytes()
@@ -145,6 +178,19 @@ def test_what_cannot_be_trained_on_is_one_sentence(shards: Path, tmp_path: Path,
     odd = parse_config(RunConfig, {**TINY, "decoder": {**TINY["decoder"], "side": 18}}, "odd")
     with pytest.raises(HeadraceError, match=r"decoder\.side 18 is not a multiple of 4"):
         fit(run(shards, tmp_path / "e", config=odd, only=("decoder",)), silent)
+    odd = parse_config(RunConfig, {**TINY, "decoder": {**TINY["decoder"], "attention": [5]}}, "odd")
+    with pytest.raises(HeadraceError, match=r"decoder\.attention 5 is the side of no grid") as caught:
+        fit(run(shards, tmp_path / "g", config=odd, only=("decoder",)), silent)
+    assert caught.value.hint == "choose among 8, 4"
+    odd = parse_config(RunConfig, {**TINY, "decoder": {**TINY["decoder"], "head": 10}}, "odd")
+    with pytest.raises(HeadraceError, match=r"decoder\.head 10 does not divide the 32 channels"):
+        fit(run(shards, tmp_path / "h", config=odd, only=("decoder",)), silent)
+    odd = parse_config(RunConfig, {"prior": {"kind": "transformer", "width": 40, "head": 16}}, "odd")
+    with pytest.raises(HeadraceError, match=r"prior\.width 40 is not a multiple of prior\.head 16"):
+        fit(run(shards, tmp_path / "i", config=odd, only=("prior",)), silent)
+    odd = parse_config(RunConfig, {**TINY, "upsampler": {**TINY["upsampler"], "factor": 3}}, "odd")
+    with pytest.raises(HeadraceError, match=r"upsampler\.side 32 is not a multiple of 12"):
+        fit(run(shards, tmp_path / "j", config=odd, only=("upsampler",)), silent)
     odd = parse_config(RunConfig, {**TINY, "decoder": {**TINY["decoder"], "groups": 7}}, "odd")
     with pytest.raises(HeadraceError, match="cannot be built"):
         fit(run(shards, tmp_path / "f", config=odd, only=("decoder",)), silent)
@@ -264,3 +310,19 @@ def test_shipped_configs_are_valid_and_changes_are_checked() -> None:
             read_run_config("mini", [change])
     with pytest.raises(HeadraceError, match="no config nothing"):
         read_run_config("nothing")
+
+
+def test_the_upsampler_comes_nearer_than_bicubic(shards: Path, clip: Clip, tmp_path: Path) -> None:
+    training = {"batch": 32, "part": 32, "steps": 150, "warmup": 10, "ema": 0.95, "evaluate_every": 150}
+    upsampler = {**UNET, "side": 32, "factor": 2, "crop": 16, "groups": 0, "training": training}
+    config = parse_config(RunConfig, {"upsampler": upsampler}, "upsampler")
+    fit(run(shards, tmp_path / "run", config=config, only=("upsampler",)), silent)
+    model, saved = load_model(tmp_path / "run", "upsampler")
+    assert isinstance(saved, UpsamplerConfig) and isinstance(model, Upsampler)
+    true = as_floats(UpsamplerTask(saved, sets(shards, clip), tmp_path, 0).held_out()["picture"])
+    small = shrunk(true, 2)
+    with torch.no_grad():
+        drawn = enlarge(model, small, range(len(true)), DEFAULT)
+    plain = F.interpolate(small, scale_factor=2.0, mode="bicubic", align_corners=False).clamp(-1, 1)
+    ours, bicubic = (float((large - true).square().mean()) for large in (drawn, plain))
+    assert ours < 0.8 * bicubic
