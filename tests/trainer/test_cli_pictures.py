@@ -143,7 +143,7 @@ def test_a_run_that_lacks_a_part(run: Path, call: Call, tmp_path: Path, picture:
     options = ("--run", bare, "--steps", 2, "--count", 1)
     shutil.rmtree(bare / "upsampler")
     assert call("sample", "a red circle", *options)[0] == 0
-    assert read_picture(bare / "pictures/00-a-red-circle-0.png").shape == (8, 8, 3)
+    assert read_picture(bare / "pictures/0001-sample/00-a-red-circle-0.png").shape == (8, 8, 3)
     shutil.rmtree(bare / "prior")
     code, _, err = call("sample", "a red circle", *options)
     assert code == 3 and "no prior" in err
