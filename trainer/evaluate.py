@@ -92,10 +92,10 @@ def evaluate(asked: EvalRun, say: Say) -> dict[str, Any]:
     prior = cast("Prior", load_model(asked.run, "prior", unclip.clip.device)[0])
     judge = unclip.clip if asked.judge is None else load_clip(asked.judge, str(unclip.clip.device))
     independent = _weights(judge) != _weights(unclip.clip)
-    held = _held_out(asked, unclip.clip)
+    held = held_out(asked, unclip.clip)
     if not independent:
         say(f"note: the judge, CLIP {judge.name}, is the one that conditioned the run; give another by --judge")
-    drawn = _drawn(unclip, held.captions, asked, say)
+    drawn = drawn_samples(unclip, held.captions, asked, say)
     say("judging")
     figures, details = judged(judge, drawn, held, asked.seed)
     near = _neighbours(unclip.clip, drawn, held)
@@ -122,7 +122,12 @@ def evaluate(asked: EvalRun, say: Say) -> dict[str, Any]:
     return metrics
 
 
-def _held_out(asked: EvalRun, clip: Clip) -> HeldOut:
+def held_out(asked: EvalRun, clip: Clip) -> HeldOut:
+    """The held-out captions that are drawn: distinct, drawn by the seed, none longer than the CLIP's context.
+
+    Raises:
+        HeadraceError: no set there, one of another CLIP, or fewer than two captions.
+    """
     own = Path(read_run(asked.run)["shards"])
     given = asked.shards or own
     if not given.is_dir():
@@ -143,7 +148,7 @@ def _held_out(asked: EvalRun, clip: Clip) -> HeldOut:
     return HeldOut(sets, rows, int((~whole).sum()))
 
 
-def _drawn(unclip: UnClip, captions: Sequence[str], asked: EvalRun, say: Say) -> NDArray[np.uint8]:
+def drawn_samples(unclip: UnClip, captions: Sequence[str], asked: EvalRun, say: Say) -> NDArray[np.uint8]:
     """One picture per caption (N, S, S, 3): the n-th is what `trainer sample` gives with the n-th seed."""
     parts = []
     for start in range(0, len(captions), BATCH):

@@ -119,8 +119,8 @@ def test_a_sample_is_what_trainer_sample_draws(run: Path, shards: Path) -> None:
 
     asked = EvalRun(run, shards, count=3, seed=5, how=module.How(steps=2, large_steps=2, prior_steps=2))
     unclip = load_run(run)
-    held = module._held_out(asked, unclip.clip)
-    drawn = module._drawn(unclip, held.captions, asked, lambda line: None)
+    held = module.held_out(asked, unclip.clip)
+    drawn = module.drawn_samples(unclip, held.captions, asked, lambda line: None)
     alone = unclip.sample([held.captions[2]], [7], 1, asked.how)[0]
     assert np.abs(drawn[2].astype(int) - alone.astype(int)).max() <= 1
 

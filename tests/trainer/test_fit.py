@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +107,25 @@ def test_two_processes_learn_what_one_does(shards: Path, tmp_path: Path) -> None
         one, two = (checkpoint.load(tmp_path / place / name / STATE)[0] for place in ("one", "two"))
         for key in one:
             torch.testing.assert_close(two[key], one[key], atol=3e-3, rtol=2e-2, msg=f"{name} {key} differs")
+
+
+def test_a_killed_process_is_continued_to_the_same_end(shards: Path, tmp_path: Path) -> None:
+    values = {"decoder": {**TINY["decoder"], "training": {**TRAINING, "steps": 60}}}  # a batch is two parts
+    write_toml(tmp_path / "tiny.toml", values)
+    config = parse_config(RunConfig, values, "tiny")
+    assert fit(run(shards, tmp_path / "whole", config=config, only=("decoder",)), silent)
+    asked = ["--shards", shards, "--out", tmp_path / "killed", "--config", tmp_path / "tiny.toml", "--only", "decoder"]
+    command = [Path(sys.executable).with_name("trainer"), "fit", *asked]
+    state = tmp_path / "killed" / "decoder" / STATE
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not state.is_file() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert 0 < checkpoint.load(state)[1]["step"] < 60
+    assert fit(run(shards, tmp_path / "killed", config=config, only=("decoder",), resume=True), silent)
+    whole, killed = (checkpoint.load(tmp_path / name / "decoder" / STATE)[0] for name in ("whole", "killed"))
+    assert set(whole) == set(killed) and all(torch.equal(whole[key], killed[key]) for key in whole)
 
 
 @pytest.mark.slow
