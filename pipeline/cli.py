@@ -81,7 +81,9 @@ def run_(
     source: Annotated[str | None, typer.Option(help="The folder or tars, where the recipe ingests.")] = None,
     captions: Annotated[str | None, typer.Option(help="A table of captions for the folder's pictures.")] = None,
     clip: Annotated[str | None, typer.Option(help="The CLIP that scores: mini, NAME:PRETRAINED or a folder.")] = None,
-    against: Annotated[str | None, typer.Option(help="Drop what is near this set, in dedup.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Drop what is near this set: pictures, packed or data folder.")
+    ] = None,
     connect: Annotated[list[str] | None, typer.Option(help="PATTERN=HOST:PORT of a server of your own.")] = None,
     data: Data = HERE,
     workers: Workers = CORES,

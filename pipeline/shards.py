@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +18,7 @@ from pipeline.base import MISSING, HeadraceError, atomic_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 FORMAT_VERSION = 1
 BLOCK = 512
@@ -251,11 +253,26 @@ def write_parquet(table: pa.Table, path: Path, row_group_size: int = 10_000) -> 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a Parquet file we wrote, or some of its columns; a missing or damaged one is a `HeadraceError`."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _sound_parquet(path):
         return pq.read_table(path, columns=None if columns is None else list(columns), partitioning=None)
+
+
+def parquet_file(path: Path) -> pq.ParquetFile:
+    """A Parquet file we wrote, of which only the footer is read; errors as in `read_parquet`."""
+    import pyarrow.parquet as pq
+
+    with _sound_parquet(path):
+        return pq.ParquetFile(path)
+
+
+@contextmanager
+def _sound_parquet(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
     except FileNotFoundError:
         raise HeadraceError(f"{path} is missing", hint=made_by(path), code=MISSING) from None
     except (pa.ArrowInvalid, OSError) as error:

@@ -24,7 +24,10 @@ EXCHANGED = (
 )
 # Words that are replaced by their opposite, all of one pair at once.
 OPPOSITES = (("left", "right"), ("above", "below"), ("top", "bottom"), ("over", "under"))
-SIDES = {"left", "right"}  # a caption with one of these is false of the mirrored picture
+# What makes a caption false of the mirrored picture: sides, and things that have one in pictures of them.
+SIDED = re.compile(
+    r"\b(left|right|east|west)|clockwise|o.?clock|quarter|crescent|gibbous|\b(flag|letter|keycap|number)s?\b", re.I
+)
 
 
 def vary_pictures(
@@ -99,8 +102,8 @@ def vary_caption(caption: str, drop_parts: float, rng: np.random.Generator) -> s
 
 
 def names_side(caption: str) -> bool:
-    """Whether a caption tells left from right."""
-    return not SIDES.isdisjoint(re.findall(r"[a-z]+", caption.lower()))
+    """Whether a caption tells left from right, or may."""
+    return SIDED.search(caption) is not None
 
 
 def swapped_captions(caption: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -270,6 +271,8 @@ def export(
 
 
 def _end_of_training(out: Path, done: bool) -> None:
+    if os.environ.get("RANK", "0") != "0":  # torchrun would end the first process at another's exit code
+        return
     typer.echo(str(out) if done else f"{out}: the time was up; continue with --resume")
     if not done:
         raise typer.Exit(PARTLY)
@@ -297,7 +300,9 @@ def _fresh(run: Path, command: str) -> Path:
 
     numbers = (path.name.split("-")[0] for path in (run / FOLDER).glob("*-*"))
     last = max((int(number) for number in numbers if number.isdecimal()), default=0)
-    return run / FOLDER / f"{last + 1:04d}-{command}"
+    folder = run / FOLDER / f"{last + 1:04d}-{command}"
+    folder.mkdir(parents=True)
+    return folder
 
 
 def _write(folder: Path, rows: dict[str, dict[str, Picture]], columns: list[str]) -> None:

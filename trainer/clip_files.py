@@ -30,12 +30,12 @@ def write_card(
     folder: Path,
     config: ClipConfig,
     sets: Mapping[str, Mapping[str, int]],
-    seed: int,
+    command: str,
     step: int,
     figures: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Write the model card: data, recipe, figures, limits. `sets` and `figures` are by set."""
-    context = config.model_cfg["text_cfg"].get("context_length", 77)
+    """Write the model card: data, recipe, figures, limits. `sets` and `figures` are by set; `command` trains it."""
+    context = config.model_cfg.get("text_cfg", {}).get("context_length", 77)
     text = f"""---
 library_name: open_clip
 tags: [clip]
@@ -49,7 +49,7 @@ Load it with `open_clip.create_model_and_transforms("local-dir:DIRECTORY")`, or 
 
 {_table(sets)}
 
-## Figures on the held-out rows of its sets
+## Figures on held-out rows of its sets, at most 1,000 of each
 
 {_table(figures)}
 
@@ -57,7 +57,7 @@ Load it with `open_clip.create_model_and_transforms("local-dir:DIRECTORY")`, or 
 
 - It knows pictures and words like those of its sets. Take other figures before you trust it on other pictures, other
   languages or text in pictures.
-- Of a caption it reads the first {context} tokens.
+- Of a caption it reads the first {context - 2} tokens.
 - Its vectors compare with its own only. What a cosine means is told by `right_mean` and `unrelated_mean` above.
 - What its sets show of people and places, and how they name it, is in it too.
 
@@ -66,7 +66,7 @@ Load it with `open_clip.create_model_and_transforms("local-dir:DIRECTORY")`, or 
 Step {step} of {config.training.steps} of this command, with the config below as `recipe.json`:
 
 ```
-trainer clip {" ".join(f"--shards {name.split('-', 1)[1]}" for name in sets)} --config recipe.json --seed {seed}
+{command}
 ```
 
 ```json

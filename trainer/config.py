@@ -20,7 +20,7 @@ CLIP_DEFAULT = SHIPPED / "clip.json"  # clip-mini.json made the embedded CLIP
 
 
 class Augmentation(Config):
-    """How training pictures vary. Where a caption says left or right, nothing is mirrored; colours are words too."""
+    """How training pictures vary; captions stay true, so what may tell left from right is not mirrored."""
 
     crop: float = Field(default=0.8, gt=0.3, le=1.0)  # smallest share of a side that a crop keeps
     stretch: float = Field(default=0.1, ge=0, le=0.5)  # largest relative change of the aspect ratio

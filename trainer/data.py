@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.base import MISSING, REFUSED, HeadraceError, read_json
-from pipeline.shards import FORMAT_VERSION, read_parquet, shard_files
+from pipeline.shards import FORMAT_VERSION, parquet_file, read_parquet, shard_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,9 +100,7 @@ def open_set(folder: Path, split: str) -> PackedSet:
 
 def _columns(path: Path) -> list[str]:
     """Those that a set is indexed by; vectors and signals stay on the disk."""
-    import pyarrow.parquet as pq
-
-    there = pq.read_schema(path).names
+    there = parquet_file(path).schema_arrow.names
     return [name for name in ("caption", "swaps", "offset", "length") if name in there]
 
 

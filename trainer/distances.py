@@ -87,14 +87,20 @@ def _sum(a: Rows, b: Rows, kernel: Kernel, block: int) -> float:
     return math.fsum(float(kernel(np.asarray(a[s : s + block], dtype=np.float64) @ other).sum()) for s in starts)
 
 
-def nearest(queries: Rows, keys: Rows, block: int = 1 << 16) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Cosine and number of the key (M, D) nearest to each query (N, D), all unit rows; the first where equal."""
+def nearest(
+    queries: Rows, keys: Rows, rows: NDArray[np.int64], block: int = 1 << 16
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Cosine and number of the key nearest to each query (N, D), all unit vectors; the first where equal.
+
+    Of the keys (M, D), which may lie on the disk, `rows` are looked at, some at a time.
+    """
     best = np.full(len(queries), -np.inf, np.float32)
     where = np.zeros(len(queries), np.int64)
-    for start in range(0, len(keys), block):
-        products = np.asarray(queries, np.float32) @ np.asarray(keys[start : start + block], np.float32).T
+    for start in range(0, len(rows), block):
+        some = rows[start : start + block]
+        products = np.asarray(queries, np.float32) @ np.asarray(keys[some], np.float32).T
         own = products.argmax(axis=1)
         value = products[np.arange(len(products)), own]
         closer = value > best
-        best, where = np.where(closer, value, best), np.where(closer, own + start, where)
+        best, where = np.where(closer, value, best), np.where(closer, some[own], where)
     return best, where

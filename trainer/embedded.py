@@ -5,6 +5,7 @@ Which rows a step takes is a pure function of (seed, step). This module knows no
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
-from pipeline.base import MISSING, REFUSED, HeadraceError, read_json
-from pipeline.shards import read_parquet, shard_files, vectors
+from pipeline.base import MISSING, REFUSED, HeadraceError, disk_error, read_json
+from pipeline.shards import parquet_file, read_parquet, shard_files, vectors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,13 +47,13 @@ class Embeddings:
 def read_embeddings(folder: Path, split: str) -> Embeddings:
     """Stream the vectors of `folder/split` shard by shard; rows that lack one get the weight 0.
 
-    What exceeds KEEP_VECTORS lies in a temporary file, mapped into memory, of which the system keeps what is in use.
+    What exceeds KEEP_VECTORS lies in a temporary file below TMPDIR, mapped into memory.
 
     Raises:
         HeadraceError: no such columns, a vector that is not finite, a weight below 0, or nothing that can be used.
     """
     paths = shard_files(folder / split, "parquet")
-    rows = sum(pq.read_metadata(path).num_rows for path in paths)
+    rows = sum(parquet_file(path).metadata.num_rows for path in paths)
     whole: Embeddings | None = None
     start = 0
     for path in paths:
@@ -69,7 +69,8 @@ def read_embeddings(folder: Path, split: str) -> Embeddings:
 
 
 def _read_shard(path: Path) -> Embeddings:
-    names = [name for name in ("key", "image_emb", "text_emb", "weight") if name in pq.read_schema(path).names]
+    there = parquet_file(path).schema_arrow.names
+    names = [name for name in ("key", "image_emb", "text_emb", "weight") if name in there]
     if not {"image_emb", "text_emb"} <= set(names):
         hint = "score and pack it with the clip signal"
         raise HeadraceError(f"{path} has no CLIP vectors", hint=hint, code=MISSING)
@@ -91,6 +92,10 @@ def _room(rows: int, width: int) -> NDArray[np.float16]:
     if 2 * rows * width <= KEEP_VECTORS:
         return np.empty((rows, width), dtype=np.float16)
     with tempfile.TemporaryFile() as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, 2 * rows * width)  # a disk that is full later would be a signal
+        except OSError as error:
+            raise disk_error(error, Path(tempfile.gettempdir())) from None
         return np.memmap(file, dtype=np.float16, mode="w+", shape=(rows, width))
 
 

@@ -261,10 +261,10 @@ class Neighbours:
 
 def _neighbours(clip: Clip, drawn: NDArray[np.uint8], held: HeldOut) -> Neighbours:
     train = held.sets.train
-    keys = train.embeddings.image[train.rows]
-    cosine, place = nearest(clip.encode_images(list(drawn)), keys)
-    true, _ = nearest(held.sets.val.embeddings.image[held.rows], keys)
-    return Neighbours(cosine, true, train.rows[place])
+    keys = train.embeddings.image
+    cosine, row = nearest(clip.encode_images(list(drawn)), keys, train.rows)
+    true, _ = nearest(held.sets.val.embeddings.image[held.rows], keys, train.rows)
+    return Neighbours(cosine, true, row)
 
 
 def _cards(asked: EvalRun, held: HeldOut, details: Details, near: Neighbours, drawn: NDArray[np.uint8]) -> list[Card]:

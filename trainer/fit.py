@@ -25,6 +25,7 @@ from trainer.loop import STATE, Loop, any_process, is_done, is_late
 from trainer.prior import PriorConfig
 from trainer.saved import NAMES, Name, write_run
 from trainer.sets import Sets, Split
+from trainer.sizes import check_sizes
 from trainer.speed import half_precision
 from trainer.task import Place, Plan, Training
 from trainer.tasks import DecoderTask, PriorTask, UpsamplerTask
@@ -103,6 +104,8 @@ def fit(run: FitRun, say: Say) -> bool:
             hint = "pack at least two samples with vectors"
             raise HeadraceError(f"{run.shards} has only one sample to train on", hint=hint)
         say(f"{len(sets.train.rows)} samples, {len(sets.val.rows)} held out, CLIP {clip.name}, {place.device}")
+        for name in run.only:
+            check_sizes(_model(name, run.config))
         plans = {name: _plan(name, run, clip, deadline) for name in run.only}
         done = {name for name, plan in plans.items() if is_done(plan)}  # raises where a state is of another run
         if place.leads:
@@ -141,15 +144,19 @@ def _fit_all(run: FitRun, plans: dict[Name, Plan], done: set[Name], sets: Sets, 
             continue
         if trained and any_process(place, is_late(plan.deadline)):
             return False
-        if not _fit_one(name, getattr(run.config, name), plan, sets, place, say):
+        if not _fit_one(_model(name, run.config), plan, sets, place, say):
             return False
         trained = True
     return True
 
 
-def _fit_one(name: Name, section: Config, plan: Plan, sets: Sets, place: Place, say: Say) -> bool:
+def _model(name: Name, config: RunConfig) -> Config:
+    """A section without how it is trained."""
+    return saved.KINDS[name].model_validate(getattr(config, name).model_dump(exclude={"training"}))
+
+
+def _fit_one(model: Config, plan: Plan, sets: Sets, place: Place, say: Say) -> bool:
     """Train one model to its end (True) or the deadline."""
-    model = saved.KINDS[name].model_validate(section.model_dump(exclude={"training"}))
     began = time.monotonic()
     task: PriorTask | DecoderTask | UpsamplerTask
     if isinstance(model, PriorConfig):
@@ -161,7 +168,7 @@ def _fit_one(name: Name, section: Config, plan: Plan, sets: Sets, place: Place, 
     else:
         assert isinstance(model, DecoderConfig)
         task = DecoderTask(model, sets, plan.folder, plan.seed)
-    say(f"{name}: data ready in {time.monotonic() - began:.0f} s")
+    say(f"{task.name}: data ready in {time.monotonic() - began:.0f} s")
     return Loop(task, plan, place, say).run()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from pipeline.base import REFUSED, HeadraceError, digest, write_json
 from trainer import augment, checkpoint
 from trainer.clip_files import CONFIG, WEIGHTS, write_card, write_model
 from trainer.config import ClipConfig
-from trainer.contrast import centre_loss, encode_texts, short_attention, threshold_loss
+from trainer.contrast import centre_loss, encode_texts, threshold_loss
 from trainer.data import Batches, PackedSet, Pictures, open_set
 from trainer.evaluate_clip import held_out_figures
 from trainer.log import Log
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 STATE = "training/state.safetensors"
 LOGS = "training"
 TEXT_SHARE = 0.5  # weight of the words read off text vectors, beside those of picture vectors
-CHECKED = 10_000  # captions whose length is looked at in one go
+CHECKED = 10_000  # distinct captions whose length is looked at, at most
 ROOM = 1.125  # training pictures are kept this much larger than the input, for crops
 
 
@@ -64,7 +65,7 @@ class Source:
     @property
     def facts(self) -> dict[str, int]:
         """What the model card says of it."""
-        return {"pictures": len(self.train), "distinct captions": self.batches.distinct}
+        return {"rows": len(self.train), "distinct captions": self.batches.distinct}
 
 
 def fit(run: Run, say: Callable[[str], None]) -> bool:
@@ -147,10 +148,11 @@ def _decoded(
     for number, (folder, (train, val), own) in enumerate(zip(run.shards, sets, batches, strict=True)):
         name = f"{number}-{folder.parent.name if folder.name == 'curated' else folder.name}"
         say(f"{name}: {len(train)} pictures, {own.distinct} distinct captions, {own.size} of each batch")
-        texts = sorted(set(train.captions))
-        cut = sum(int((~clip.fits(texts[at : at + CHECKED])).sum()) for at in range(0, len(texts), CHECKED))
+        texts = [text for text in dict.fromkeys(train.captions) if text.strip()][:CHECKED]
+        cut = int((~clip.fits(texts)).sum())
         if cut:
-            say(f"{name}: {cut} captions are longer than {clip.context_length} tokens; only their beginning is read")
+            room = clip.context_length
+            say(f"{name}: of {len(texts)} captions {cut} are longer than {room} tokens; only their beginning is read")
         sources.append(Source(name, train, val, Pictures(train, roomy), Pictures(val, shape), own))
     return sources
 
@@ -186,17 +188,16 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.run.seed * 1_000_003 + self.step)
         torch.manual_seed(self.run.seed * 1_000_003 + self.step)
         rng = np.random.default_rng((self.run.seed, 1, self.step))
-        pictures, captions, owners, swaps = self._draw(rng)
+        pictures, captions, sided, owners, swaps = self._draw(rng)
         sizes = [source.batches.size for source in self.sources]
         how = self.settings.augmentation
         size = (self.clip.preprocess.height, self.clip.preprocess.width)
-        sided = torch.tensor([augment.names_side(caption) for caption in captions])
         small = augment.vary_pictures(pictures, size, how, generator, sided)
         rate = self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["peak"]
         self.model.train()
-        with torch.autocast(self.device.type, torch.bfloat16), short_attention(self.device):
+        with torch.autocast(self.device.type, torch.bfloat16):
             images = self.model.encode_image(self._input(small), normalize=True)
             tokens = self.clip.tokens([*captions, *swaps]).to(self.device)
             texts = encode_texts(self.model, tokens)
@@ -235,11 +236,11 @@ class Trainer:
 
         return self.clip.normalized(small.to(self.device)).contiguous(memory_format=torch.channels_last)
 
-    def _draw(self, rng: Any) -> tuple[Tensor, list[str], list[int], list[str]]:
-        """Pictures, captions, and for every row that has some one wrong caption, `owners` saying whose it is."""
+    def _draw(self, rng: Any) -> tuple[Tensor, list[str], Tensor, list[int], list[str]]:
+        """Pictures, captions, which rows name a side, and one wrong caption for every row that has any (`owners`)."""
         import torch
 
-        pictures, captions, owners, swaps = [], [], [], []  # type: ignore[var-annotated]
+        pictures, captions, sided, owners, swaps = [], [], [], [], []  # type: ignore[var-annotated]
         for source in self.sources:
             rows = source.batches.rows(self.step)
             pictures.append(source.pictures.take(rows))
@@ -250,8 +251,9 @@ class Trainer:
                 if wrong:
                     owners.append(len(captions))
                     swaps.append(wrong[rng.integers(len(wrong))])
+                sided.append(augment.names_side(caption))  # all of it: its swap may name one that is dropped below
                 captions.append(augment.vary_caption(caption, self.settings.augmentation.drop_parts, rng))
-        return torch.cat(pictures), captions, owners, swaps
+        return torch.cat(pictures), captions, torch.tensor(sided), owners, swaps
 
     def _rate(self) -> float:
         """Share of the peak rates: linear warm-up, then half a cosine down to zero."""
@@ -288,7 +290,9 @@ class Trainer:
         tensors |= checkpoint.optimizer_tensors(self.trained, self.optimizer)
         write_model(self.run.out, self.run.config, self.average)
         sets = {source.name: source.facts for source in self.sources}
-        write_card(self.run.out, self.run.config, sets, self.run.seed, self.step, figures)
+        shards = [f"--shards {shlex.quote(str(folder))}" for folder in self.run.shards]
+        command = f"trainer clip {' '.join(shards)} --config recipe.json --seed {self.run.seed}"
+        write_card(self.run.out, self.run.config, sets, command, self.step, figures)
         checkpoint.save(self.run.out / STATE, tensors, {"step": self.step, "run": run_digest(self.run)})
 
     def restore(self) -> None:

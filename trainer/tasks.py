@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.base import Config, HeadraceError
+from pipeline.base import Config
 from trainer import diffusion, sampling
 from trainer.cascade import DEFAULT, Words, decoder_denoise, decoder_noise, draw, enlarge, imagine
 from trainer.decoder import Decoder, DecoderConfig
@@ -22,7 +21,6 @@ from trainer.prior import LinearPrior, Prior, PriorConfig, ridge
 from trainer.saved import build, save_model
 from trainer.sets import Sets, Split
 from trainer.task import Tensors
-from trainer.unet import UNetConfig
 from trainer.upsampler import Upsampler, UpsamplerConfig, shrunk, worsened
 
 if TYPE_CHECKING:
@@ -105,9 +103,6 @@ class PriorTask(_Task):
     name = "prior"
 
     def __init__(self, config: PriorConfig, sets: Sets, folder: Path, seed: int) -> None:
-        if config.kind == "transformer" and config.width % config.head:
-            message = f"prior.width {config.width} is not a multiple of prior.head {config.head}"
-            raise HeadraceError(message, hint="change one of them")
         super().__init__(config, sets, folder, seed)
         self.config = config
         self.prior = cast("Prior", self.model)
@@ -172,8 +167,6 @@ class DecoderTask(_Task):
     name = "decoder"
 
     def __init__(self, config: DecoderConfig, sets: Sets, folder: Path, seed: int) -> None:
-        _check_side(config.side, config.multiple, "decoder.side")
-        check_attention(config, config.side, "decoder")
         super().__init__(config, sets, folder, seed)
         self.config = config
         self.decoder = cast("Decoder", self.model)
@@ -220,11 +213,6 @@ class UpsamplerTask(_Task):
     name = "upsampler"
 
     def __init__(self, config: UpsamplerConfig, sets: Sets, folder: Path, seed: int) -> None:
-        for name, side in (("upsampler.side", config.side), ("upsampler.crop", config.crop)):
-            _check_side(side, math.lcm(config.multiple, config.factor), name)
-        check_attention(config, config.side, "upsampler")
-        if config.crop > config.side:
-            raise HeadraceError(f"upsampler.crop {config.crop} exceeds upsampler.side {config.side}", hint="lower it")
         super().__init__(config, sets, folder, seed)
         self.config = config
         self.upsampler = cast("Upsampler", self.model)
@@ -289,21 +277,3 @@ def write_grid(path: Path, rows: Mapping[str, Tensor]) -> None:
     """Write pictures (B, 3, H, W), a labelled row each, as one PNG."""
     sheet = grid([list(as_bytes(row)) for row in rows.values()], list(rows))
     write_png(path, sheet, {})
-
-
-def check_attention(config: UNetConfig, side: int, name: str) -> None:
-    """Raise where a U-Net is asked to attend on a grid that it has not, or with heads that do not fill its channels."""
-    grids = {side // config.patch // 2**level: width for level, width in enumerate(config.channels)}
-    for grid_side in config.attention:
-        if grid_side not in grids:
-            hint = f"choose among {', '.join(map(str, grids))}"
-            raise HeadraceError(f"{name}.attention {grid_side} is the side of no grid of {name}", hint=hint)
-        width = grids[grid_side]
-        if width % max(1, width // config.head):
-            hint = f"change {name}.head or {name}.channels"
-            raise HeadraceError(f"{name}.head {config.head} does not divide the {width} channels that attend", hint)
-
-
-def _check_side(side: int, multiple: int, name: str) -> None:
-    if side % multiple:
-        raise HeadraceError(f"{name} {side} is not a multiple of {multiple}", hint="change it, or channels or patch")

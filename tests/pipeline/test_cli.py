@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
+from PIL import Image
 
 from pipeline.cli import app
 from pipeline.download import DownloadConfig
@@ -50,6 +53,21 @@ def test_every_setting_is_an_option_of_the_same_name() -> None:
     flags = {parameter.name for parameter in parameters(FilterConfig)}
     assert flags == set(FilterConfig.model_fields)
     assert {"retries", "robots", "image_size", "connect"} <= {p.name for p in parameters(DownloadConfig)}
+
+
+def test_a_run_leaves_out_what_is_near_a_held_out_set(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("pictures/0.png", "pictures/1.png", "pictures/2.png", "held/3.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).resize((64, 64)).save(path)
+        path.with_suffix(".txt").write_text(f"a picture called {path.stem}")
+    shutil.copy(tmp_path / "pictures/1.png", tmp_path / "held/copy.png")
+    (tmp_path / "r.toml").write_text('[score]\nsignals = ["phash"]\n')
+    asked = ("--source", "pictures", "--against", "held", "--json")
+    result = curate("run", "r.toml", *asked, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "dedup:against" in result.stdout and 'against = "held"' in (tmp_path / "data/recipe.toml").read_text()
 
 
 def test_given_options_override_and_others_leave_the_recipe() -> None:

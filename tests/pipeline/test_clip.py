@@ -101,6 +101,12 @@ def test_resize_follows_open_clips_rule(mode: str, size: tuple[int, int], source
     assert difference.max() <= 2 and difference.mean() < 0.5
 
 
+def test_a_text_fits_if_all_of_it_is_read(clip: Clip) -> None:
+    room = clip.context_length - 2  # both marks
+    texts = ["", "word " * room, "word " * (room + 1), "word " * 3 * room]
+    assert clip.fits(texts).tolist() == [True, True, False, False]
+
+
 def test_mask_ends_with_the_end_mark(clip: Clip) -> None:
     states, mask = clip.text_states(["circle", "a red circle!!!", "word " * 500])
     assert states.shape == (3, 16, 32) and states.dtype == np.float32

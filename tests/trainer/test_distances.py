@@ -86,9 +86,9 @@ def test_a_figure_does_not_depend_on_batches(rows: np.ndarray) -> None:
         for block in (1, 7, 300):
             assert measure(rows, other, block) == pytest.approx(whole, rel=1e-12, abs=1e-12)
         assert measure(rows[::-1], other) == pytest.approx(whole, rel=1e-11)
-    cosines, where = nearest(rows, other)
+    cosines, where = nearest(rows, other, np.arange(len(other)))
     for block in (1, 10):
-        again = nearest(rows, other, block)
+        again = nearest(rows, other, np.arange(len(other)), block)
         np.testing.assert_allclose(again[0], cosines, atol=1e-6)
         assert (again[1] == where).all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -93,20 +94,30 @@ def test_stopping_often_ends_where_not_stopping_does(shards: Path, fitted: Path,
         assert set(whole) == set(parts) and all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
-def test_two_processes_learn_what_one_does(shards: Path, tmp_path: Path) -> None:
-    values = {name: {**section, "dropout": 0.0} for name, section in TINY.items()}
-    write_toml(tmp_path / "tiny.toml", values)
-    config = parse_config(RunConfig, values, "tiny")
-    assert fit(run(shards, tmp_path / "one", config=config), silent)
-    scripts = Path(sys.executable).parent
-    torchrun = [scripts / "torchrun", "--standalone", "--nproc-per-node=2", "--no-python", scripts / "trainer", "fit"]
-    asked = ["--shards", shards, "--out", tmp_path / "two", "--config", tmp_path / "tiny.toml"]
-    done = subprocess.run([*map(str, torchrun), *map(str, asked)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_two_processes_learn_what_one_does_and_stop_together(shards: Path, tmp_path: Path) -> None:
+    """Parts are as large in both, so gradients, of which the first moment is a tenth, differ by rounding alone."""
+    training = {**TRAINING, "optimizer": "adamw", "steps": 1}
+    write_toml(tmp_path / "tiny.toml", {k: {**v, "dropout": 0.0, "training": training} for k, v in TINY.items()})
+    trainer = Path(sys.executable).with_name("trainer")
+    torchrun = [trainer.with_name("torchrun"), "--standalone", "--nproc-per-node=2", "--no-python", trainer]
+
+    def call(command: list[Path | str], out: str, *more: str) -> tuple[int, str]:
+        line = [*command, "fit", "--shards", shards, "--config", tmp_path / "tiny.toml", "--out", tmp_path / out, *more]
+        here = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run([*map(str, line)], capture_output=True, text=True, env=here, timeout=240)
+        return done.returncode, done.stdout
+
+    assert call([trainer], "one")[0] == 0
+    code, said = call([*torchrun], "two", "--max-minutes", "0")
+    assert code == 1 and said.count("the time was up") == 1
+    assert (tmp_path / "two/prior" / STATE).is_file() and not (tmp_path / "two/decoder").exists()
+    assert call([*torchrun], "two", "--resume")[0] == 0
     for name in NAMES:
         one, two = (checkpoint.load(tmp_path / place / name / STATE)[0] for place in ("one", "two"))
-        for key in one:
-            torch.testing.assert_close(two[key], one[key], atol=3e-3, rtol=2e-2, msg=f"{name} {key} differs")
+        moments = [key for key in one if key.endswith(".first")]
+        assert set(one) == set(two) and len(moments) > 10 and any(one[key].any() for key in moments)
+        for key in moments:
+            torch.testing.assert_close(two[key], one[key], atol=1e-6, rtol=1e-3)
 
 
 def test_a_killed_process_is_continued_to_the_same_end(shards: Path, tmp_path: Path) -> None:
@@ -333,7 +344,9 @@ def test_shipped_configs_are_valid_and_changes_are_checked() -> None:
         read_run_config("nothing")
 
 
-def test_the_upsampler_comes_nearer_than_bicubic(shards: Path, clip: Clip, tmp_path: Path) -> None:
+def test_an_upsampler_that_learned_sixteen_pictures_comes_nearer_than_bicubic(
+    shards: Path, clip: Clip, tmp_path: Path
+) -> None:
     training = {"batch": 32, "part": 32, "steps": 150, "warmup": 10, "ema": 0.95, "evaluate_every": 150}
     upsampler = {**UNET, "side": 32, "factor": 2, "crop": 16, "groups": 0, "training": training}
     config = parse_config(RunConfig, {"upsampler": upsampler}, "upsampler")

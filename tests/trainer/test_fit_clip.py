@@ -14,11 +14,12 @@ from torch import Tensor
 from pipeline.base import HeadraceError, parse_config
 from pipeline.clip import load
 from tests.trainer.packed import pictures_and_captions, small_files, write_packed
-from trainer import checkpoint
+from trainer import checkpoint, fit_clip
 from trainer.clip_files import WEIGHTS
 from trainer.config import CLIP_DEFAULT, ClipConfig, read_clip_config
 from trainer.contrast import centre_loss, encode_texts, threshold_loss
-from trainer.fit_clip import LOGS, STATE, Run, fit
+from trainer.data import open_set
+from trainer.fit_clip import LOGS, STATE, Run, Trainer, fit
 from trainer.log import METRICS
 from trainer.optim import MuonAdamW
 
@@ -128,6 +129,39 @@ def test_texts_without_padding_equal_texts_with_it(shards: Path, tmp_path: Path)
     tokens = clip.tokens(["", "a red circle", "word " * 40, "blue", "left and right and left"])
     with torch.inference_mode():
         torch.testing.assert_close(encode_texts(clip.model, tokens), clip.model.encode_text(tokens, normalize=True))
+
+
+def test_a_step_takes_one_wrong_caption_of_every_row_that_has_any(tmp_path: Path) -> None:
+    captions = [f"{number}, toy, left" for number in range(16)]
+    swaps = [[f"{number}, toy, right", f"{number}, toy, above"][: number % 3] for number in range(16)]
+    asked = run(write_packed(tmp_path / "set", captions, swaps), tmp_path / "out", tiny(batch=16))
+    sets = [(open_set(asked.shards[0], "train"), open_set(asked.shards[0], "val"))]
+    batches = fit_clip._batches(asked, [sets[0][0].captions])
+    clip = fit_clip._build(asked, torch.device("cpu"))
+    trainer = Trainer(asked, clip, fit_clip._decoded(asked, clip, sets, batches, silent), clip.device)
+    rows = batches[0].rows(0)
+    seen = set()
+    for seed in range(8):
+        _, varied, sided, owners, wrong = trainer._draw(np.random.default_rng(seed))
+        assert owners == [place for place, row in enumerate(rows) if swaps[row]]
+        assert all(text in swaps[rows[place]] for place, text in zip(owners, wrong, strict=True))
+        assert any("left" not in text for text in varied) and sided.all()  # told by the whole caption
+        seen |= set(wrong)
+    assert seen == {text for row in swaps for text in row}
+
+
+def test_captions_that_are_read_in_part_are_counted(tmp_path: Path) -> None:
+    lines: list[str] = []
+    captions = [f"{number} " + "word " * (30 if number < 3 else 5) for number in range(16)]
+    fit(run(write_packed(tmp_path / "set", captions), tmp_path / "out", tiny(steps=1)), lines.append)
+    assert "0-set: of 16 captions 3 are longer than 16 tokens; only their beginning is read" in lines
+
+
+def test_the_card_says_what_was_trained_on_how_and_what_it_does_not_know(shards: Path, tmp_path: Path) -> None:
+    fit(run(shards, tmp_path / "out", tiny(steps=1)), silent)
+    card = (tmp_path / "out" / "README.md").read_text()
+    for said in (f"trainer clip --shards {shards} ", "--seed 1", "| 16 | 16 |", "## Limits", '"batch": 6'):
+        assert said in card, said
 
 
 def test_threshold_loss_has_its_boundary_at_the_threshold() -> None:
