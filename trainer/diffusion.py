@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 TIMESTEPS = 1000
-WEIGHT_CAP = 20.0  # of "v" weights: on the cosine schedule 1 + SNR passes it below t = 136 and would reach 24,000
+WEIGHT_CAP = 5.0  # of "v" weights: on the cosine schedule 1 + SNR passes it below t = 290 and would reach 24,000
 MIN_SNR_GAMMA = 5.0
 
 Parameterisation = Literal["x0", "eps", "v"]

@@ -237,7 +237,7 @@ class Trainer:
         return self.clip.normalized(small.to(self.device)).contiguous(memory_format=torch.channels_last)
 
     def _draw(self, rng: Any) -> tuple[Tensor, list[str], Tensor, list[int], list[str]]:
-        """Pictures, captions, which rows name a side, and one wrong caption for every row that has any (`owners`)."""
+        """Pictures, captions, which rows name a side, and wrong captions with the row (`owners`) of each."""
         import torch
 
         pictures, captions, sided, owners, swaps = [], [], [], [], []  # type: ignore[var-annotated]
@@ -248,9 +248,8 @@ class Trainer:
                 caption = source.train.captions[row]
                 told = source.train.tells_swaps
                 wrong = list(source.train.swaps[row]) if told else augment.swapped_captions(caption)
-                if wrong:
-                    owners.append(len(captions))
-                    swaps.append(wrong[rng.integers(len(wrong))])
+                owners += [len(captions)] * len(wrong)
+                swaps += wrong
                 sided.append(augment.names_side(caption))  # all of it: its swap may name one that is dropped below
                 captions.append(augment.vary_caption(caption, self.settings.augmentation.drop_parts, rng))
         return torch.cat(pictures), captions, torch.tensor(sided), owners, swaps
