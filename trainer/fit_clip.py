@@ -12,7 +12,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,10 @@ from trainer import augment, checkpoint
 from trainer.clip_files import CONFIG, WEIGHTS, write_card, write_model
 from trainer.config import ClipConfig
 from trainer.contrast import centre_loss, encode_texts, threshold_loss
-from trainer.data import Batches, PackedSet, Pictures, open_set
 from trainer.evaluate_clip import held_out_figures
 from trainer.log import Log
 from trainer.optim import MuonAdamW, split_parameters
+from trainer.sources import Source, decoded, draw, open_sources
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 STATE = "training/state.safetensors"
 LOGS = "training"
 TEXT_SHARE = 0.5  # weight of the words read off text vectors, beside those of picture vectors
-CHECKED = 10_000  # distinct captions whose length is looked at, at most
-ROOM = 1.125  # training pictures are kept this much larger than the input, for crops
 
 
 @dataclass(frozen=True)
@@ -51,23 +49,6 @@ class Run:
     minutes: float | None  # stop after this long, with a state to resume from
 
 
-@dataclass(frozen=True)
-class Source:
-    """One packed set: its training rows, its held-out rows, and how many of the batch it fills."""
-
-    name: str
-    train: PackedSet
-    val: PackedSet
-    pictures: Pictures
-    val_pictures: Pictures
-    batches: Batches
-
-    @property
-    def facts(self) -> dict[str, int]:
-        """What the model card says of it."""
-        return {"rows": len(self.train), "distinct captions": self.batches.distinct}
-
-
 def fit(run: Run, say: Callable[[str], None]) -> bool:
     """Train, evaluate and write a CLIP to `run.out`; True when all of it is done, False when the time was up before.
 
@@ -78,13 +59,11 @@ def fit(run: Run, say: Callable[[str], None]) -> bool:
 
     _check_out(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sets = [(open_set(folder, "train"), open_set(folder, "val")) for folder in run.shards]
-    batches = _batches(run, [train.captions for train, _ in sets])
+    opened = open_sources(run.shards, run.config.training, run.seed)
     if run.resume:
         _check_same(run)
     clip = _build(run, device)
-    sources = _decoded(run, clip, sets, batches, say)
-    trainer = Trainer(run, clip, sources, device)
+    trainer = Trainer(run, clip, [decoded(one, clip, say) for one in opened], device)
     if run.resume:
         trainer.restore()
         say(f"resumed at step {trainer.step}")
@@ -114,47 +93,6 @@ def fit(run: Run, say: Callable[[str], None]) -> bool:
             break
     log.close()
     return trainer.step >= steps
-
-
-def _batches(run: Run, captions: Sequence[tuple[str, ...]]) -> list[Batches]:
-    """Which rows of each set a step takes; the batch is shared among the sets."""
-    settings = run.config.training
-    shares = settings.shares or (1.0,) * len(captions)
-    if len(shares) != len(captions):
-        raise HeadraceError(
-            f"the config shares the batch among {len(shares)} sets, but {len(captions)} are given with --shards",
-            hint="give one --shards for every number in `training.shares`",
-        )
-    sizes = [max(2, round(settings.batch * share / sum(shares))) for share in shares]
-    batches = [Batches(texts, run.seed * 1000 + n, sizes[n]) for n, texts in enumerate(captions)]
-    for folder, own in zip(run.shards, batches, strict=True):
-        if own.distinct < 2:
-            hint = "a CLIP learns by telling pairs apart: pack at least two pictures with different captions"
-            raise HeadraceError(f"{folder} has only {own.distinct} distinct caption to train on", hint=hint)
-    return batches
-
-
-def _decoded(
-    run: Run,
-    clip: Clip,
-    sets: Sequence[tuple[PackedSet, PackedSet]],
-    batches: Sequence[Batches],
-    say: Callable[[str], None],
-) -> list[Source]:
-    """The sets with their pictures: training ones with room for crops, held-out ones as scoring sees them."""
-    shape = clip.preprocess
-    roomy = replace(shape, height=math.ceil(shape.height * ROOM), width=math.ceil(shape.width * ROOM))
-    sources = []
-    for number, (folder, (train, val), own) in enumerate(zip(run.shards, sets, batches, strict=True)):
-        name = f"{number}-{folder.parent.name if folder.name == 'curated' else folder.name}"
-        say(f"{name}: {len(train)} pictures, {own.distinct} distinct captions, {own.size} of each batch")
-        texts = [text for text in dict.fromkeys(train.captions) if text.strip()][:CHECKED]
-        cut = int((~clip.fits(texts)).sum())
-        if cut:
-            room = clip.context_length
-            say(f"{name}: of {len(texts)} captions {cut} are longer than {room} tokens; only their beginning is read")
-        sources.append(Source(name, train, val, Pictures(train, roomy), Pictures(val, shape), own))
-    return sources
 
 
 class Trainer:
@@ -188,18 +126,19 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.run.seed * 1_000_003 + self.step)
         torch.manual_seed(self.run.seed * 1_000_003 + self.step)
         rng = np.random.default_rng((self.run.seed, 1, self.step))
-        pictures, captions, sided, owners, swaps = self._draw(rng)
-        sizes = [source.batches.size for source in self.sources]
         how = self.settings.augmentation
+        drawn = draw(self.sources, self.step, how.drop_parts, rng)
+        captions, owners = drawn.captions, drawn.owners
+        sizes = [source.batches.size for source in self.sources]
         size = (self.clip.preprocess.height, self.clip.preprocess.width)
-        small = augment.vary_pictures(pictures, size, how, generator, sided)
+        small = augment.vary_pictures(drawn.pictures, size, how, generator, drawn.sided)
         rate = self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["peak"]
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16):
             images = self.model.encode_image(self._input(small), normalize=True)
-            tokens = self.clip.tokens([*captions, *swaps]).to(self.device)
+            tokens = self.clip.tokens([*captions, *drawn.wrong]).to(self.device)
             texts = encode_texts(self.model, tokens)
         images, texts = images.float(), texts.float()
         scale = self.model.logit_scale.exp()
@@ -235,24 +174,6 @@ class Trainer:
         import torch
 
         return self.clip.normalized(small.to(self.device)).contiguous(memory_format=torch.channels_last)
-
-    def _draw(self, rng: Any) -> tuple[Tensor, list[str], Tensor, list[int], list[str]]:
-        """Pictures, captions, which rows name a side, and wrong captions with the row (`owners`) of each."""
-        import torch
-
-        pictures, captions, sided, owners, swaps = [], [], [], [], []  # type: ignore[var-annotated]
-        for source in self.sources:
-            rows = source.batches.rows(self.step)
-            pictures.append(source.pictures.take(rows))
-            for row in rows.tolist():
-                caption = source.train.captions[row]
-                told = source.train.tells_swaps
-                wrong = list(source.train.swaps[row]) if told else augment.swapped_captions(caption)
-                owners += [len(captions)] * len(wrong)
-                swaps += wrong
-                sided.append(augment.names_side(caption))  # all of it: its swap may name one that is dropped below
-                captions.append(augment.vary_caption(caption, self.settings.augmentation.drop_parts, rng))
-        return torch.cat(pictures), captions, torch.tensor(sided), owners, swaps
 
     def _rate(self) -> float:
         """Share of the peak rates: linear warm-up, then half a cosine down to zero."""

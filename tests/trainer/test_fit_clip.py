@@ -14,12 +14,11 @@ from torch import Tensor
 from pipeline.base import HeadraceError, parse_config
 from pipeline.clip import load
 from tests.trainer.packed import pictures_and_captions, small_files, write_packed
-from trainer import checkpoint, fit_clip
+from trainer import checkpoint
 from trainer.clip_files import WEIGHTS
 from trainer.config import CLIP_DEFAULT, ClipConfig, read_clip_config
 from trainer.contrast import centre_loss, encode_texts, threshold_loss
-from trainer.data import open_set
-from trainer.fit_clip import LOGS, STATE, Run, Trainer, fit
+from trainer.fit_clip import LOGS, STATE, Run, fit
 from trainer.log import METRICS
 from trainer.optim import MuonAdamW
 
@@ -129,20 +128,6 @@ def test_texts_without_padding_equal_texts_with_it(shards: Path, tmp_path: Path)
     tokens = clip.tokens(["", "a red circle", "word " * 40, "blue", "left and right and left"])
     with torch.inference_mode():
         torch.testing.assert_close(encode_texts(clip.model, tokens), clip.model.encode_text(tokens, normalize=True))
-
-
-def test_a_step_takes_all_wrong_captions_and_sides_are_told_by_whole_captions(tmp_path: Path) -> None:
-    captions = [f"{number}, toy, left" for number in range(16)]
-    swaps = [[f"{number}, toy, right", f"{number}, toy, above"][: number % 3] for number in range(16)]
-    asked = run(write_packed(tmp_path / "set", captions, swaps), tmp_path / "out", tiny(batch=16))
-    sets = [(open_set(asked.shards[0], "train"), open_set(asked.shards[0], "val"))]
-    batches = fit_clip._batches(asked, [sets[0][0].captions])
-    clip = fit_clip._build(asked, torch.device("cpu"))
-    trainer = Trainer(asked, clip, fit_clip._decoded(asked, clip, sets, batches, silent), clip.device)
-    rows = batches[0].rows(0).tolist()
-    _, varied, sided, owners, wrong = trainer._draw(np.random.default_rng(0))
-    assert list(zip(owners, wrong, strict=True)) == [(n, text) for n, row in enumerate(rows) for text in swaps[row]]
-    assert any("left" not in text for text in varied) and sided.all()
 
 
 def test_captions_that_are_read_in_part_are_counted(tmp_path: Path) -> None:
