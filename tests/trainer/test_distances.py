@@ -103,6 +103,10 @@ def test_sums_are_in_float64() -> None:
 
 def test_nearest() -> None:
     keys = np.eye(3, dtype=np.float16)
-    cosine, where = nearest(np.array([[0, 0.6, 0.8], [1, 0, 0]], np.float32), keys)
+    queries = np.array([[0, 0.6, 0.8], [1, 0, 0]], np.float32)
+    cosine, where = nearest(queries, keys, np.arange(3))
     np.testing.assert_allclose(cosine, [0.8, 1.0], atol=1e-6)
     assert where.tolist() == [2, 0]
+    cosine, where = nearest(queries, keys, np.array([0, 1]))  # only these are looked at
+    np.testing.assert_allclose(cosine, [0.6, 1.0], atol=1e-6)
+    assert where.tolist() == [1, 0]
