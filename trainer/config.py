@@ -29,7 +29,7 @@ class Augmentation(Config):
     tint: float = Field(default=0.03, ge=0, le=0.5)  # largest shift of a colour channel, as a share of the range
     coarse: float = Field(default=0.3, ge=0, le=1)  # share of pictures shown at a lower resolution
     noise: float = Field(default=0.02, ge=0, le=0.2)  # largest standard deviation of grey noise
-    mirror: float = Field(default=0.5, ge=0, le=1)  # share of pictures mirrored, of those whose caption names no side
+    mirror: float = Field(default=0.0, ge=0, le=1)  # share of pictures mirrored, of those whose caption names no side
     frame: float = Field(default=0.15, ge=0, le=1)  # share of pictures with a plain frame, every second one white
     drop_parts: float = Field(default=0.5, ge=0, le=1)  # share of keyword captions that lose some keywords
 
