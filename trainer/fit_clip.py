@@ -118,18 +118,12 @@ class Trainer:
         """One optimizer step; returns its loss figures."""
         import numpy as np
         import torch
-        from open_clip.loss import ClipLoss
-        from torch.nn import functional as F
-
-        from trainer.word_loss import word_loss
 
         generator = torch.Generator().manual_seed(self.run.seed * 1_000_003 + self.step)
         torch.manual_seed(self.run.seed * 1_000_003 + self.step)
         rng = np.random.default_rng((self.run.seed, 1, self.step))
         how = self.settings.augmentation
         drawn = draw(self.sources, self.step, how.drop_parts, rng)
-        captions, owners = drawn.captions, drawn.owners
-        sizes = [source.batches.size for source in self.sources]
         size = (self.clip.preprocess.height, self.clip.preprocess.width)
         small = augment.vary_pictures(drawn.pictures, size, how, generator, drawn.sided)
         rate = self._rate()
@@ -138,22 +132,10 @@ class Trainer:
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16):
             images = self.model.encode_image(self._input(small), normalize=True)
-            tokens = self.clip.tokens([*captions, *drawn.wrong]).to(self.device)
+            tokens = self.clip.tokens([*drawn.captions, *drawn.wrong]).to(self.device)
             texts = encode_texts(self.model, tokens)
-        images, texts = images.float(), texts.float()
-        scale = self.model.logit_scale.exp()
-        true, false = texts[: len(captions)], texts[len(captions) :]
-        contrast = ClipLoss()(images, true, scale)
-        gap = ((true[owners] - false) * images[owners]).sum(dim=1)
-        told_apart = F.softplus(-scale * gap).mean() if len(owners) else torch.zeros((), device=self.device)
-        blocks = list(zip(torch.split(images, sizes), torch.split(true, sizes), strict=True))
-        anchor = sum((threshold_loss(i, t, scale) for i, t in blocks), torch.zeros((), device=self.device))
-        centre = sum((centre_loss(i, t) for i, t in blocks), torch.zeros((), device=self.device))
-        of_image, of_text = word_loss(self.words, (images, true), tokens[: len(captions)])
-        words = of_image + TEXT_SHARE * of_text
-        s = self.settings
-        loss = contrast + s.swap_weight * told_apart + s.anchor_weight * anchor
-        loss = loss + s.centre_weight * centre + s.words_weight * words
+        parts = self._losses(images.float(), texts.float(), tokens, drawn.owners)
+        loss = torch.stack([weight * parts[name] for name, weight in self._weights().items()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.trained.parameters(), self.settings.clip_norm)
@@ -166,9 +148,52 @@ class Trainer:
             self.model.logit_scale.clamp_(0, math.log(self.settings.max_scale))
         self.step += 1
         self._update_average()
-        numbers = {"loss": loss, "contrast": contrast, "swap": told_apart, "anchor": anchor, "centre": centre}
-        numbers |= {"words_of_image": of_image, "words_of_text": of_text, "scale": scale, "norm": norm}
+        numbers = {"loss": loss, **parts, "scale": self.model.logit_scale.exp(), "norm": norm}
         return {name: round(float(value.detach()), 5) for name, value in numbers.items()} | {"rate": rate}
+
+    def _weights(self) -> dict[str, float]:
+        """What every part of the loss counts."""
+        s = self.settings
+        weights = {"contrast": 1.0, "swap": s.swap_weight, "anchor": s.anchor_weight, "centre": s.centre_weight}
+        for name, weight in (("words", s.words_weight), ("swapped_words", s.swapped_words_weight)):
+            weights |= {f"{name}_of_image": weight, f"{name}_of_text": TEXT_SHARE * weight}
+        return weights
+
+    def _losses(self, images: Tensor, texts: Tensor, tokens: Tensor, owners: list[int]) -> dict[str, Tensor]:
+        """The parts of the loss by name.
+
+        images (N, D); texts and tokens of the N captions and, after them, of the wrong ones; whose each wrong one is.
+        """
+        import torch
+        from open_clip.loss import ClipLoss
+        from torch.nn import functional as F
+
+        from trainer.word_loss import swapped_words_loss, word_loss
+
+        count, zero = len(images), torch.zeros((), device=self.device)
+        scale = self.model.logit_scale.exp()
+        true, false = texts[:count], texts[count:]
+        sizes = [source.batches.size for source in self.sources]
+        blocks = list(zip(torch.split(images, sizes), torch.split(true, sizes), strict=True))
+        of_image, of_text = word_loss(self.words, (images, true), tokens[:count])
+        parts = {
+            "contrast": ClipLoss()(images, true, scale),
+            "swap": zero,
+            "anchor": sum((threshold_loss(i, t, scale) for i, t in blocks), zero),
+            "centre": sum((centre_loss(i, t) for i, t in blocks), zero),
+            "words_of_image": of_image,
+            "words_of_text": of_text,
+            "swapped_words_of_image": zero,
+            "swapped_words_of_text": zero,
+        }
+        if owners:
+            gap = ((true[owners] - false) * images[owners]).sum(dim=1)
+            here, there = tokens[:count][owners], tokens[count:]
+            parts["swap"] = F.softplus(-scale * gap).mean()
+            parts["swapped_words_of_image"] = swapped_words_loss(self.words, images[owners], here, there)
+            both, own, other = torch.cat([true[owners], false]), torch.cat([here, there]), torch.cat([there, here])
+            parts["swapped_words_of_text"] = swapped_words_loss(self.words, both, own, other)
+        return parts
 
     def _input(self, small: Tensor) -> Tensor:
         import torch

@@ -76,15 +76,37 @@ class LinearPrior(Prior):
         return known * keep_text[:, None]  # nothing known: the mean
 
 
-class ResidualPrior(LinearPrior):
-    """What the linear prior lacks: a residual network over the noised vector, steered by time and text.
+class TextRegression(nn.Module):
+    """What a text alone tells beyond a linear map: a residual network over the whitened text vector, 0 at the start."""
 
-    It adds nothing at the start, so training begins at the baseline. (Adaptive layer norm: Peebles and Xie 2022.)
+    def __init__(self, dimension: int, config: PriorConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.enter = nn.Linear(dimension, width)
+        self.wide = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(config.depth))
+        self.narrow = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(config.depth))
+        self.dropout = nn.Dropout(config.dropout)
+        self.exit = zeroed(nn.Linear(width, dimension))
+
+    def forward(self, text: Tensor) -> Tensor:
+        """(B, dimension) -> (B, dimension)."""
+        x = self.enter(text)
+        for wide, narrow in zip(self.wide, self.narrow, strict=True):
+            x = x + narrow(self.dropout(F.gelu(wide(normal(x)))))
+        out: Tensor = self.exit(normal(x)).float()
+        return out
+
+
+class ResidualPrior(LinearPrior):
+    """What the linear prior lacks: a regression from the text, and a network over the noised vector, steered by both.
+
+    They add nothing at the start, so training begins at the baseline. (Adaptive layer norm: Peebles and Xie 2022.)
     """
 
     def __init__(self, sizes: Sizes, config: PriorConfig) -> None:
         super().__init__(sizes)
         width = config.width
+        self.regression = TextRegression(sizes.embedding, config)
         self.time = TimeEmbedding(256, width)
         self.enter_noised = nn.Linear(sizes.embedding, width)
         self.enter_text = nn.Linear(sizes.embedding, width)
@@ -98,14 +120,15 @@ class ResidualPrior(LinearPrior):
         self, zt: Tensor, t: Tensor, text_emb: Tensor, text_tokens: Tensor, text_mask: Tensor, keep_text: Tensor
     ) -> Tensor:
         linear = super().forward(zt, t, text_emb, text_tokens, text_mask, keep_text)
-        text = normal(self.enter_text(self.white_text(text_emb, keep_text)))
+        white = self.white_text(text_emb, keep_text)
+        text = normal(self.enter_text(white))
         steer = F.silu(self.time(t) + text)
         x = normal(self.enter_noised(zt)) + text  # of equal size, so that noise does not drown the text
         for steering, wide, narrow in zip(self.steer, self.wide, self.narrow, strict=True):
             scale, shift = steering(steer).chunk(2, dim=1)
             h = normal(x) * (1 + scale) + shift
             x = x + narrow(self.dropout(F.gelu(wide(h))))
-        out: Tensor = linear + self.exit(normal(x)).float()
+        out: Tensor = linear + self.regression(white) + self.exit(normal(x)).float()
         return out
 
 

@@ -49,6 +49,24 @@ def word_loss(head: WordHead, vectors: tuple[Tensor, ...], tokens: Tensor) -> tu
     return tuple(losses)
 
 
+def swapped_words_loss(head: WordHead, vectors: Tensor, true: Tensor, false: Tensor) -> Tensor:
+    """Logistic loss of the words and pairs that a vector's caption has and its swap has not, against the reverse.
+
+    Unlike in `word_loss`, nothing here depends on how the caption is phrased: both have the same phrasing, and what
+    differs is what the picture decides. Sums of k logits are divided by √k, so that long captions weigh no more than
+    short ones. vectors (M, dimension), tokens of true and swapped captions (M, N) -> a scalar.
+    """
+    score, count = torch.zeros(2, len(true), device=vectors.device)
+    for kind in (words, pairs):
+        here, there = (_rows_and_labels(*kind(tokens)[:2]) for tokens in (true, false))
+        for keys, sign in ((here[~torch.isin(here, there)], 1.0), (there[~torch.isin(there, here)], -1.0)):
+            rows, labels = keys // LABELS, keys % LABELS
+            logits = (vectors[rows] * head.embedding[labels]).sum(dim=1) * vectors.shape[1] ** 0.5 + head.bias[labels]
+            score = score.index_add(0, rows, logits, alpha=sign)
+            count = count.index_add(0, rows, torch.ones_like(logits))
+    return F.softplus(-score / count.clamp_min(1).sqrt()).mean()
+
+
 def words(tokens: Tensor) -> tuple[Tensor, Tensor, int]:
     """Labels (K,) of all tokens within the marks, the rows (K,) they stand in, and how many rows must share one."""
     inside = _inside(tokens)
@@ -74,6 +92,11 @@ def present(labels: Tensor, rows: Tensor, least: int, count: int) -> tuple[Tenso
     there = torch.zeros(count, int(asked.sum()), device=labels.device)
     there[rows[known], place[labels[known]]] = 1
     return asked.nonzero()[:, 0], there
+
+
+def _rows_and_labels(labels: Tensor, rows: Tensor) -> Tensor:
+    """Every label of every row once, as row * LABELS + label."""
+    return torch.unique(rows * LABELS + labels)
 
 
 def _inside(tokens: Tensor) -> Tensor:

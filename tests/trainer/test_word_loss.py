@@ -89,3 +89,42 @@ def test_labels_are_few_enough_for_a_table() -> None:
 def test_a_batch_without_words_in_common_costs_nothing() -> None:
     (loss,) = word_loss.word_loss(WordHead(8), (F.normalize(torch.randn(2, 8), dim=1),), tokens([1], [2]))
     assert loss.item() == 0
+
+
+def test_a_swap_is_told_apart_by_what_differs_and_by_nothing_else() -> None:
+    """5 before 6 against 6 before 5, after the same opening: two pairs that differ decide, the rest does not count."""
+    head = WordHead(4)
+    torch.nn.init.zeros_(head.embedding)
+    true, false = tokens([9, 5, 6]), tokens([9, 6, 5])
+    here, there = (of_row(word_loss.pairs(one), 0) for one in (true, false))
+    (mine,), (theirs,) = here - there, there - here
+    with torch.no_grad():
+        head.embedding[mine, 0], head.embedding[theirs, 0] = 3.0, 1.0
+        for label in here & there:
+            head.embedding[label, 0] = 100.0
+    vectors = torch.tensor([[0.6, 0.8, 0.0, 0.0]])
+    loss = word_loss.swapped_words_loss(head, vectors, true, false)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-0.6 * (3 - 1) * 4**0.5 / 2**0.5)), rel=1e-5)
+
+
+def test_a_swap_that_is_no_swap_cannot_be_told_apart() -> None:
+    same = tokens([5, 6, 7])
+    loss = word_loss.swapped_words_loss(WordHead(8), F.normalize(torch.randn(1, 8), dim=1), same, same)
+    assert loss.item() == pytest.approx(math.log(2))
+
+
+def test_vectors_learn_who_stands_where_though_phrasings_differ() -> None:
+    """'5 left-of 6' and '6 right-of 5' are one scene, and each is the other scene's swap."""
+    torch.manual_seed(0)
+    head, left, right = WordHead(32), 7, 8
+    vectors = torch.nn.Parameter(torch.randn(2, 32))
+    true = tokens([5, left, 6], [6, right, 5], [6, left, 5], [5, right, 6])
+    false = tokens([5, right, 6], [6, left, 5], [6, right, 5], [5, left, 6])
+    scene = torch.tensor([0, 0, 1, 1])
+    optimizer = torch.optim.Adam([vectors, *head.parameters()], lr=0.05)
+    for _ in range(100):
+        loss = word_loss.swapped_words_loss(head, F.normalize(vectors, dim=1)[scene], true, false)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05

@@ -1,0 +1,143 @@
+"""What the three models learn: each by its own draws and losses, measured against a known answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pipeline.base import parse_config
+from pipeline.clip import Clip, load
+from pipeline.shards import vector_column, write_parquet
+from tests.trainer.packed import write_packed
+from tests.trainer.tiny_run import UNET, run, silent
+from trainer import diffusion, sampling
+from trainer.cascade import DEFAULT, enlarge
+from trainer.decoder import DecoderConfig
+from trainer.fit import RunConfig, fit
+from trainer.prior import PriorConfig
+from trainer.saved import load_model
+from trainer.sets import Sets, Split
+from trainer.tasks import DecoderTask, PriorTask, UpsamplerTask, as_floats
+from trainer.upsampler import Upsampler, UpsamplerConfig, shrunk
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return load("mini", "cpu")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, clip: Clip) -> Path:
+    return write_packed(tmp_path_factory.mktemp("packed"), clip=clip)
+
+
+def sets(shards: Path, clip: Clip) -> Sets:
+    return Sets(Split(shards, "train", clip), Split(shards, "val", clip), clip)
+
+
+def test_measured_drop_rates_are_those_of_the_config(shards: Path, clip: Clip, tmp_path: Path) -> None:
+    config = DecoderConfig(**{**UNET, "side": 16, "attention": (), "drop_image": 0.1, "drop_text": 0.5})  # type: ignore[arg-type]
+    task = DecoderTask(config, sets(shards, clip), tmp_path, 0)
+    draw = task.draw(20_000, torch.Generator().manual_seed(0))
+    kept = [float(draw[name].float().mean()) for name in ("keep_image", "keep_text")]
+    assert kept == pytest.approx([0.9, 0.5], abs=0.012)
+    both = float((~draw["keep_image"] & ~draw["keep_text"]).float().mean())
+    assert both == pytest.approx(0.05, abs=0.006)  # Ramesh et al. 2022: dropped apart from each other
+    prior = PriorTask(PriorConfig(width=16, depth=1), sets(shards, clip), tmp_path, 0)
+    assert float(prior.draw(20_000, torch.Generator())["keep_text"].float().mean()) == pytest.approx(0.9, abs=0.01)
+    assert float(draw["t"].float().mean()) == pytest.approx(499.5, abs=8)
+    some = task.draw(10, torch.Generator().manual_seed(0))["t"]  # one of each tenth of the schedule, shuffled
+    assert sorted((some // 100).tolist()) == list(range(10)) and some.tolist() != sorted(some.tolist())
+    many = torch.cat([task.draw(10, torch.Generator().manual_seed(n))["t"] for n in range(3000)])
+    counts = torch.bincount(many // 50, minlength=20)  # within a tenth all are as likely
+    assert counts.sum() == 30_000 and int(counts.min()) > 1350 and int(counts.max()) < 1650
+
+
+def test_a_decoder_that_learned_sixteen_pictures_draws_them_by_their_conditions(
+    shards: Path, clip: Clip, tmp_path: Path
+) -> None:
+    training = {"batch": 32, "part": 32, "steps": 160, "warmup": 10, "ema": 0.95, "evaluate_every": 160}
+    decoder = {**UNET, "channels": [32, 48], "side": 16, "attention": [], "groups": 0, "drop_text": 0.1}
+    config = parse_config(RunConfig, {"decoder": {**decoder, "training": training}}, "overfit")
+    fit(run(shards, tmp_path / "run", config=config, only=("decoder",)), silent)
+    model, saved = load_model(tmp_path / "run", "decoder")
+    assert isinstance(saved, DecoderConfig)
+    task = DecoderTask(saved, sets(shards, clip), tmp_path, 0)
+    batch = task.read(np.arange(16))
+    true, keep = as_floats(batch["picture"]), torch.ones(16, dtype=torch.bool)
+    schedule = diffusion.cosine()
+
+    def drawn(shift: int) -> torch.Tensor:
+        known = [batch[name].roll(shift, 0) for name in ("image", "tokens", "mask")]
+        noise = sampling.noise_for(range(16), (3, 16, 16))()
+        with torch.no_grad():
+            return sampling.ddim(
+                lambda xt, t: model(xt, t, *known, keep, keep).clamp(-1, 1), noise, schedule, sampling.steps(1000, 20)
+            )
+
+    own, others = ((drawn(shift) - true).square().mean() for shift in (0, 5))
+    assert float(own) < 0.1 and float(others) > 4 * float(own)
+
+    draw = task.draw(16, torch.Generator().manual_seed(0)) | {"keep_image": keep, "keep_text": keep}
+    swapped = {**batch, **{name: batch[name].roll(5, 0) for name in ("image", "tokens", "mask")}}
+    with torch.no_grad():
+        right, wrong = (task.losses(model, given, draw).mean() for given in (batch, swapped))
+    assert float(wrong) > 1.5 * float(right)
+
+
+def bent_vectors(folder: Path, clip: Clip) -> Path:
+    """A set whose picture vectors depend on text vectors in a way that no line follows."""
+    for split, rows, seed in (("train", 3000, 0), ("val", 300, 1)):
+        rng = np.random.default_rng(seed)
+        hidden = rng.standard_normal((rows, 4))
+        bent = np.concatenate([hidden[:, :2], np.abs(hidden), 2 * np.sign(hidden[:, :1] * hidden[:, 1:2])], axis=1)
+        columns: dict[str, object] = {"key": [str(n) for n in range(rows)], "caption": ["words"] * rows}
+        columns |= {"offset": [0] * rows, "length": [0] * rows}
+        for name, values in (("text_emb", hidden), ("image_emb", bent)):
+            wide = values @ np.random.default_rng(2).standard_normal((values.shape[1], clip.dimension))
+            unit = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+            columns[name] = vector_column(unit, np.ones(rows, bool))
+        write_parquet(pa.table(columns), folder / split / "00000.parquet")
+    (folder / "dataset.json").write_text(json.dumps({"format_version": 1, "clip": clip.identity}))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["residual", "transformer"])
+def test_a_learned_prior_beats_the_linear_one_which_beats_the_mean(tmp_path: Path, clip: Clip, kind: str) -> None:
+    training = {"batch": 64, "part": 64, "steps": 120, "optimizer": "adamw", "learning_rate": 2e-3, "ema": 0.97}
+    prior = {"kind": kind, "width": 64, "depth": 2, "training": {**training, "warmup": 10, "evaluate_every": 120}}
+    config = parse_config(RunConfig, {"prior": prior}, "prior")
+    fit(run(bent_vectors(tmp_path / "set", clip), tmp_path / "a", config=config, only=("prior",)), silent)
+    last = json.loads((tmp_path / "a/prior/metrics.jsonl").read_text().splitlines()[-1])
+    assert last["cosine/one_step"] > last["cosine/linear"] + 0.02 > last["cosine/mean"] + 0.1
+
+
+def test_the_linear_prior_is_done_at_once(shards: Path, tmp_path: Path) -> None:
+    config = parse_config(RunConfig, {"prior": {"kind": "linear"}}, "linear")
+    assert fit(run(shards, tmp_path / "a", config=config, only=("prior",)), silent)
+    model, _ = load_model(tmp_path / "a", "prior")
+    assert not list(model.parameters()) and bool(model.state_dict()["weight"].any())
+
+
+def test_an_upsampler_that_learned_sixteen_pictures_comes_nearer_than_bicubic(
+    shards: Path, clip: Clip, tmp_path: Path
+) -> None:
+    training = {"batch": 32, "part": 32, "steps": 150, "warmup": 10, "ema": 0.95, "evaluate_every": 150}
+    upsampler = {**UNET, "side": 32, "factor": 2, "crop": 16, "groups": 0, "training": training}
+    config = parse_config(RunConfig, {"upsampler": upsampler}, "upsampler")
+    fit(run(shards, tmp_path / "run", config=config, only=("upsampler",)), silent)
+    model, saved = load_model(tmp_path / "run", "upsampler")
+    assert isinstance(saved, UpsamplerConfig) and isinstance(model, Upsampler)
+    true = as_floats(UpsamplerTask(saved, sets(shards, clip), tmp_path, 0).held_out()["picture"])
+    small = shrunk(true, 2)
+    with torch.no_grad():
+        drawn = enlarge(model, small, range(len(true)), DEFAULT)
+    plain = F.interpolate(small, scale_factor=2.0, mode="bicubic", align_corners=False).clamp(-1, 1)
+    ours, bicubic = (float((large - true).square().mean()) for large in (drawn, plain))
+    assert ours < 0.8 * bicubic
