@@ -47,11 +47,11 @@ class ClipTraining(Config):
     beta1: float = Field(default=0.95, ge=0, lt=1)
     beta2: float = Field(default=0.98, gt=0, lt=1)
     clip_norm: float = Field(default=1.0, gt=0)
-    swap_weight: float = Field(default=0.5, ge=0)  # of the loss that tells a caption from its swap
+    swap_weight: float = Field(default=0.5, ge=0)  # of the loss that tells a caption from its swap by cosine
     anchor_weight: float = Field(default=0.3, ge=0)  # of the sigmoid loss that puts the boundary at 0.28
     centre_weight: float = Field(default=1.0, ge=0)  # of the mean cosine of unrelated pairs, squared
     words_weight: float = Field(default=1.0, ge=0)  # of the loss that reads a caption's words off both vectors
-    swapped_words_weight: float = Field(default=1.0, ge=0)  # of the loss that tells by words and pairs a caption's swap
+    swapped_words_weight: float = Field(default=1.0, ge=0)  # of the loss that tells it by words and pairs
     max_scale: float = Field(default=30.0, gt=1)  # cap of the logit scale: it fixes what a cosine means
     ema: float = Field(default=0.998, ge=0, lt=1)
     evaluate_every: int = Field(default=250, ge=1)

@@ -134,10 +134,18 @@ class Trainer:
             images = self.model.encode_image(self._input(small), normalize=True)
             tokens = self.clip.tokens([*drawn.captions, *drawn.wrong]).to(self.device)
             texts = encode_texts(self.model, tokens)
-        parts = self._losses(images.float(), texts.float(), tokens, drawn.owners)
-        loss = torch.stack([weight * parts[name] for name, weight in self._weights().items()]).sum()
+        images, (true, false) = images.float(), texts.float().tensor_split([len(images)])
+        right, wrong = tokens.tensor_split([len(images)])
+        parts = self._losses(images, true, right)
+        if drawn.owners:
+            own = torch.tensor(drawn.owners, device=self.device)
+            texts_of_swaps, tokens_of_swaps = (true.index_select(0, own), false), (right[own], wrong)
+            parts |= self._swap_losses(images.index_select(0, own), texts_of_swaps, tokens_of_swaps)
+        weights = self._weights()
+        loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        scale = self.model.logit_scale.detach().exp()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.trained.parameters(), self.settings.clip_norm)
         if not torch.isfinite(norm):
             raise HeadraceError(
@@ -148,7 +156,7 @@ class Trainer:
             self.model.logit_scale.clamp_(0, math.log(self.settings.max_scale))
         self.step += 1
         self._update_average()
-        numbers = {"loss": loss, **parts, "scale": self.model.logit_scale.exp(), "norm": norm}
+        numbers = {"loss": loss, **parts, "scale": scale, "norm": norm}
         return {name: round(float(value.detach()), 5) for name, value in numbers.items()} | {"rate": rate}
 
     def _weights(self) -> dict[str, float]:
@@ -159,41 +167,40 @@ class Trainer:
             weights |= {f"{name}_of_image": weight, f"{name}_of_text": TEXT_SHARE * weight}
         return weights
 
-    def _losses(self, images: Tensor, texts: Tensor, tokens: Tensor, owners: list[int]) -> dict[str, Tensor]:
-        """The parts of the loss by name.
-
-        images (N, D); texts and tokens of the N captions and, after them, of the wrong ones; whose each wrong one is.
-        """
+    def _losses(self, images: Tensor, texts: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        """The parts of the loss that pictures and their captions make: images and texts (N, D), tokens (N, L)."""
         import torch
         from open_clip.loss import ClipLoss
-        from torch.nn import functional as F
 
-        from trainer.word_loss import swapped_words_loss, word_loss
+        from trainer.word_loss import word_loss
 
-        count, zero = len(images), torch.zeros((), device=self.device)
-        scale = self.model.logit_scale.exp()
-        true, false = texts[:count], texts[count:]
+        scale, zero = self.model.logit_scale.exp(), torch.zeros((), device=self.device)
         sizes = [source.batches.size for source in self.sources]
-        blocks = list(zip(torch.split(images, sizes), torch.split(true, sizes), strict=True))
-        of_image, of_text = word_loss(self.words, (images, true), tokens[:count])
-        parts = {
-            "contrast": ClipLoss()(images, true, scale),
-            "swap": zero,
+        blocks = list(zip(torch.split(images, sizes), torch.split(texts, sizes), strict=True))
+        of_image, of_text = word_loss(self.words, (images, texts), tokens)
+        return {
+            "contrast": ClipLoss()(images, texts, scale),
             "anchor": sum((threshold_loss(i, t, scale) for i, t in blocks), zero),
             "centre": sum((centre_loss(i, t) for i, t in blocks), zero),
             "words_of_image": of_image,
             "words_of_text": of_text,
-            "swapped_words_of_image": zero,
-            "swapped_words_of_text": zero,
         }
-        if owners:
-            gap = ((true[owners] - false) * images[owners]).sum(dim=1)
-            here, there = tokens[:count][owners], tokens[count:]
-            parts["swap"] = F.softplus(-scale * gap).mean()
-            parts["swapped_words_of_image"] = swapped_words_loss(self.words, images[owners], here, there)
-            both, own, other = torch.cat([true[owners], false]), torch.cat([here, there]), torch.cat([there, here])
-            parts["swapped_words_of_text"] = swapped_words_loss(self.words, both, own, other)
-        return parts
+
+    def _swap_losses(
+        self, images: Tensor, texts: tuple[Tensor, Tensor], tokens: tuple[Tensor, Tensor]
+    ) -> dict[str, Tensor]:
+        """Those that captions and their swaps make, M of each: images, texts of both (M, D), tokens of both (M, L)."""
+        from torch.nn import functional as F
+
+        from trainer.word_loss import swapped_words_losses
+
+        gap = ((texts[0] - texts[1]) * images).sum(dim=1)
+        of_image, of_text = swapped_words_losses(self.words, images, texts, tokens)
+        return {
+            "swap": F.softplus(-self.model.logit_scale.exp() * gap).mean(),
+            "swapped_words_of_image": of_image,
+            "swapped_words_of_text": of_text,
+        }
 
     def _input(self, small: Tensor) -> Tensor:
         import torch

@@ -30,6 +30,9 @@ class PriorConfig(Config):
     head: int = Field(default=64, ge=1)  # channels per attention head of the transformer
     dropout: float = Field(default=0.0, ge=0, lt=1)
     drop_text: float = Field(default=0.1, ge=0, le=1)  # share of captions replaced by the empty one
+    noise_only: float = Field(
+        default=0.0, ge=0, le=1
+    )  # share of rows at the last noise level: there it answers the mean
 
 
 class Prior(nn.Module):
@@ -72,8 +75,12 @@ class LinearPrior(Prior):
         self, zt: Tensor, t: Tensor, text_emb: Tensor, text_tokens: Tensor, text_mask: Tensor, keep_text: Tensor
     ) -> Tensor:
         del zt, t, text_tokens, text_mask
-        known: Tensor = self.white_text(text_emb, keep_text) @ self.weight.T
-        return known * keep_text[:, None]  # nothing known: the mean
+        return self.linear(self.white_text(text_emb, keep_text), keep_text)
+
+    def linear(self, white: Tensor, keep_text: Tensor) -> Tensor:
+        """The answer to whitened text vectors (B, embedding): where the text is not kept, the mean."""
+        out: Tensor = white @ self.weight.T * keep_text[:, None]
+        return out
 
 
 class TextRegression(nn.Module):
@@ -98,9 +105,10 @@ class TextRegression(nn.Module):
 
 
 class ResidualPrior(LinearPrior):
-    """What the linear prior lacks: a regression from the text, and a network over the noised vector, steered by both.
+    """What the linear prior lacks: a regression from the text, and a network over the noised vector, steered by time
+    and text.
 
-    They add nothing at the start, so training begins at the baseline. (Adaptive layer norm: Peebles and Xie 2022.)
+    Both add nothing at the start, so training begins at the baseline. (Adaptive layer norm: Peebles and Xie 2022.)
     """
 
     def __init__(self, sizes: Sizes, config: PriorConfig) -> None:
@@ -119,7 +127,6 @@ class ResidualPrior(LinearPrior):
     def forward(
         self, zt: Tensor, t: Tensor, text_emb: Tensor, text_tokens: Tensor, text_mask: Tensor, keep_text: Tensor
     ) -> Tensor:
-        linear = super().forward(zt, t, text_emb, text_tokens, text_mask, keep_text)
         white = self.white_text(text_emb, keep_text)
         text = normal(self.enter_text(white))
         steer = F.silu(self.time(t) + text)
@@ -128,7 +135,7 @@ class ResidualPrior(LinearPrior):
             scale, shift = steering(steer).chunk(2, dim=1)
             h = normal(x) * (1 + scale) + shift
             x = x + narrow(self.dropout(F.gelu(wide(h))))
-        out: Tensor = linear + self.regression(white) + self.exit(normal(x)).float()
+        out: Tensor = self.linear(white, keep_text) + self.regression(white) + self.exit(normal(x)).float()
         return out
 
 

@@ -111,11 +111,12 @@ def draw(sources: Sequence[Source], step: int, drop_parts: float, rng: np.random
         rows = source.batches.rows(step)
         pictures.append(source.pictures.take(rows))
         for row in rows.tolist():
-            caption = source.train.captions[row]
-            told = source.train.tells_swaps
-            swaps = list(source.train.swaps[row]) if told else augment.swapped_captions(caption)
+            caption, told = source.train.captions[row], source.train.swaps[row]
+            # Cut before its words are exchanged: a swap that names what the caption leaves unsaid would name a truth.
+            varied = caption if told else augment.vary_caption(caption, drop_parts, rng)
+            swaps = told if source.train.tells_swaps else augment.swapped_captions(varied)
             owners += [len(captions)] * len(swaps)
             wrong += swaps
-            sided.append(augment.names_side(caption))  # all of it: a swap may name a side that is dropped below
-            captions.append(augment.vary_caption(caption, drop_parts, rng))
+            sided.append(augment.names_side(caption))  # all of it: what goes unsaid may still be seen
+            captions.append(varied)
     return Drawn(torch.cat(pictures), captions, torch.tensor(sided), owners, wrong)

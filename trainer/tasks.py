@@ -26,7 +26,6 @@ from trainer.upsampler import Upsampler, UpsamplerConfig, shrunk, worsened
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-NOISE_ONLY = 0.25  # share of a prior's rows with nothing but noise: their answer is the mean over pictures of a text
 SHOWN = 8  # held-out rows in a grid of samples
 
 
@@ -118,7 +117,7 @@ class PriorTask(_Task):
     def draw(self, count: int, generator: torch.Generator) -> Tensors:
         eps = _normal((count, self.sets.sizes.embedding), generator)
         keep = _kept(count, self.config.drop_text, generator)
-        noise_only = ~_kept(count, NOISE_ONLY, generator)
+        noise_only = torch.rand(count, generator=generator, device=generator.device) < self.config.noise_only
         t = self._times(count, generator).masked_fill(noise_only, len(self._schedule) - 1)
         return {"t": t, "eps": eps, "keep_text": keep}
 

@@ -1,4 +1,4 @@
-"""A loss beside the contrastive one: what stands in a caption is read off its vector, and off its picture's.
+"""Losses beside the contrastive one: what stands in a caption is read off its vector, and off its picture's.
 
 One linear head names the words, and which word comes before which, for both kinds of vectors alike, so that a word has
 one direction in both. A contrastive loss alone learns a word only once both towers show it a little, and stays long
@@ -16,7 +16,8 @@ from torch.nn import functional as F
 LABELS = 1 << 14  # words and pairs are hashed into so many
 WORD_SEEN, PAIR_SEEN = 2, 4  # texts of a batch that must have a word, or a pair, for it to be asked for
 RARE = -3.0  # logit of a label before anything is known
-PRIME, PRIME_FIRST, PRIME_SECOND = 1_000_003, 15_485_863, 32_452_843
+PRIME, PRIME_FIRST, PRIME_SECOND = 1_000_003, 2_654_435_761, 2_246_822_519
+MIXED = 20  # low bits of a pair's product that are dropped: those above depend on all of both tokens
 
 
 class WordHead(nn.Module):
@@ -49,22 +50,37 @@ def word_loss(head: WordHead, vectors: tuple[Tensor, ...], tokens: Tensor) -> tu
     return tuple(losses)
 
 
-def swapped_words_loss(head: WordHead, vectors: Tensor, true: Tensor, false: Tensor) -> Tensor:
-    """Logistic loss of the words and pairs that a vector's caption has and its swap has not, against the reverse.
+def swapped_words_losses(
+    head: WordHead, images: Tensor, texts: tuple[Tensor, Tensor], tokens: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Logistic losses of telling a caption from its swap by the words and pairs that only one of them has.
 
-    Unlike in `word_loss`, nothing here depends on how the caption is phrased: both have the same phrasing, and what
-    differs is what the picture decides. Sums of k logits are divided by √k, so that long captions weigh no more than
-    short ones. vectors (M, dimension), tokens of true and swapped captions (M, N) -> a scalar.
+    Both have one phrasing, so what differs is what the picture decides; read off images (M, dimension), and off the
+    texts: vectors of captions and of their swaps, (M, dimension) each, with tokens (M, N) each. Sums of k logits are
+    divided by √k, so that long captions weigh little more than short ones.
     """
-    score, count = torch.zeros(2, len(true), device=vectors.device)
-    for kind in (words, pairs):
-        here, there = (_rows_and_labels(*kind(tokens)[:2]) for tokens in (true, false))
-        for keys, sign in ((here[~torch.isin(here, there)], 1.0), (there[~torch.isin(there, here)], -1.0)):
-            rows, labels = keys // LABELS, keys % LABELS
-            logits = (vectors[rows] * head.embedding[labels]).sum(dim=1) * vectors.shape[1] ** 0.5 + head.bias[labels]
-            score = score.index_add(0, rows, logits, alpha=sign)
-            count = count.index_add(0, rows, torch.ones_like(logits))
-    return F.softplus(-score / count.clamp_min(1).sqrt()).mean()
+    labels, sign = differing(*tokens)
+    size = sign.abs().sum(dim=1).clamp_min(1).sqrt()
+
+    def score(vectors: Tensor) -> Tensor:
+        told: Tensor = (head(vectors, labels) * sign).sum(dim=1)
+        return told / size
+
+    true, false = (score(vectors) for vectors in texts)
+    return F.softplus(-score(images)).mean(), F.softplus(torch.cat([-true, false])).mean()
+
+
+def differing(true: Tensor, false: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels (L,) that one of a caption and its swap has, and float32 (M, L): 1 where it is the caption, -1 the swap.
+
+    Every label stands there once: gathering a row twice would make its gradient depend on the order of threads.
+    """
+    both = torch.cat([true, false])
+    names, rows = (torch.cat(parts) for parts in zip(words(both)[:2], pairs(both)[:2], strict=True))
+    labels, there = present(names, rows, 1, len(both))
+    sign = there[: len(true)] - there[len(true) :]
+    used = sign.any(dim=0)
+    return labels[used], sign[:, used]
 
 
 def words(tokens: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -78,7 +94,7 @@ def pairs(tokens: Tensor) -> tuple[Tensor, Tensor, int]:
     inside = _inside(tokens)
     first, second = torch.triu_indices(tokens.shape[1], tokens.shape[1], 1, device=tokens.device)
     both = inside[:, first] & inside[:, second]
-    label = (tokens[:, first] * PRIME_FIRST + tokens[:, second] * PRIME_SECOND) % LABELS
+    label = (tokens[:, first] * PRIME_FIRST + tokens[:, second] * PRIME_SECOND >> MIXED) % LABELS
     return label[both], both.nonzero()[:, 0], PAIR_SEEN
 
 
@@ -92,11 +108,6 @@ def present(labels: Tensor, rows: Tensor, least: int, count: int) -> tuple[Tenso
     there = torch.zeros(count, int(asked.sum()), device=labels.device)
     there[rows[known], place[labels[known]]] = 1
     return asked.nonzero()[:, 0], there
-
-
-def _rows_and_labels(labels: Tensor, rows: Tensor) -> Tensor:
-    """Every label of every row once, as row * LABELS + label."""
-    return torch.unique(rows * LABELS + labels)
 
 
 def _inside(tokens: Tensor) -> Tensor:

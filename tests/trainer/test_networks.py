@@ -155,6 +155,16 @@ def test_a_fresh_residual_prior_is_the_linear_one() -> None:
     assert not linear(z, T, text, tokens, mask, NO).any()
 
 
+def test_the_regression_of_a_residual_prior_sees_the_text_alone() -> None:
+    residual = prior("residual")
+    with torch.no_grad():
+        residual.regression.exit.weight.normal_()  # type: ignore[union-attr]
+    text, tokens, mask = conditions()
+    answers = [residual(torch.randn(3, 16), time, text, tokens, mask, YES) for time in (T, T + 1)]
+    torch.testing.assert_close(*answers)
+    assert not torch.allclose(answers[0], residual(torch.randn(3, 16), T, text.roll(1, 0), tokens, mask, YES))
+
+
 def test_the_nearer_of_two_is_kept() -> None:
     text = torch.eye(3)
     near, far = text.clone(), -text

@@ -52,6 +52,19 @@ def test_a_side_is_told_by_the_whole_caption(sources: list[Source]) -> None:
     assert any("left" not in text for one in varied for text in one.captions[:12])
 
 
+def test_exchanged_words_are_those_of_what_is_said(tmp_path_factory: pytest.TempPathFactory, clip: Clip) -> None:
+    """What a cut caption leaves unsaid is true: no wrong caption may name it."""
+    captions = [f"{number}, toy, left, small, a big sign" for number in range(16)]
+    folder = write_packed(tmp_path_factory.mktemp("keywords") / "set", captions)
+    source = [decoded(one, clip, print) for one in open_sources([folder], ClipTraining(batch=16), seed=5)]
+    drawn = draw(source, 0, 1.0, np.random.default_rng(0))
+    cut = [(drawn.captions[place], text) for place, text in zip(drawn.owners, drawn.wrong, strict=True)]
+    assert cut and any(said.count(",") < 4 for said, _ in cut)
+    for said, text in cut:
+        new = set(text.replace(",", "").split()) - set(said.replace(",", "").split())
+        assert text.count(",") == said.count(",") and new <= {"right"}  # sizes, exchanged, are both there before
+
+
 def test_a_draw_is_a_function_of_the_step_and_the_generator(sources: list[Source]) -> None:
     one, same, other = (draw(sources, step, 0.5, np.random.default_rng(9)) for step in (3, 3, 4))
     assert one.captions == same.captions and one.pictures.equal(same.pictures) and one.captions != other.captions

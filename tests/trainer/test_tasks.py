@@ -41,7 +41,9 @@ def sets(shards: Path, clip: Clip) -> Sets:
     return Sets(Split(shards, "train", clip), Split(shards, "val", clip), clip)
 
 
-def test_measured_drop_rates_are_those_of_the_config(shards: Path, clip: Clip, tmp_path: Path) -> None:
+def test_measured_shares_of_what_is_dropped_and_when_are_those_of_the_config(
+    shards: Path, clip: Clip, tmp_path: Path
+) -> None:
     config = DecoderConfig(**{**UNET, "side": 16, "attention": (), "drop_image": 0.1, "drop_text": 0.5})  # type: ignore[arg-type]
     task = DecoderTask(config, sets(shards, clip), tmp_path, 0)
     draw = task.draw(20_000, torch.Generator().manual_seed(0))
@@ -49,8 +51,12 @@ def test_measured_drop_rates_are_those_of_the_config(shards: Path, clip: Clip, t
     assert kept == pytest.approx([0.9, 0.5], abs=0.012)
     both = float((~draw["keep_image"] & ~draw["keep_text"]).float().mean())
     assert both == pytest.approx(0.05, abs=0.006)  # Ramesh et al. 2022: dropped apart from each other
-    prior = PriorTask(PriorConfig(width=16, depth=1), sets(shards, clip), tmp_path, 0)
-    assert float(prior.draw(20_000, torch.Generator())["keep_text"].float().mean()) == pytest.approx(0.9, abs=0.01)
+    prior = PriorTask(PriorConfig(width=16, depth=1, noise_only=0.25), sets(shards, clip), tmp_path, 0)
+    drawn = prior.draw(20_000, torch.Generator())
+    last = drawn["t"] == 999
+    assert float(drawn["keep_text"].float().mean()) == pytest.approx(0.9, abs=0.01)
+    assert float(last.float().mean()) == pytest.approx(0.25 + 0.75 / 1000, abs=0.012)
+    assert float(drawn["keep_text"][last].float().mean()) == pytest.approx(0.9, abs=0.02)
     assert float(draw["t"].float().mean()) == pytest.approx(499.5, abs=8)
     some = task.draw(10, torch.Generator().manual_seed(0))["t"]  # one of each tenth of the schedule, shuffled
     assert sorted((some // 100).tolist()) == list(range(10)) and some.tolist() != sorted(some.tolist())
