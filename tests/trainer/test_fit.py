@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipeline.base import HeadraceError, parse_config, write_toml
-from pipeline.clip import Clip, load
+from pipeline.clip import Clip
 from tests.trainer.packed import write_packed
 from tests.trainer.tiny_run import TINY, TRAINING, run, silent
 from trainer import checkpoint
@@ -24,16 +24,6 @@ from trainer.loop import STATE
 from trainer.prior import PriorConfig
 from trainer.saved import NAMES, WEIGHTS, load_model, read_run
 from trainer.upsampler import UpsamplerConfig
-
-
-@pytest.fixture(scope="module")
-def clip() -> Clip:
-    return load("mini", "cpu")
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory, clip: Clip) -> Path:
-    return write_packed(tmp_path_factory.mktemp("packed"), clip=clip)
 
 
 @pytest.fixture(scope="module")

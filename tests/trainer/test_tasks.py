@@ -12,9 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.base import parse_config
-from pipeline.clip import Clip, load
+from pipeline.clip import Clip
 from pipeline.shards import vector_column, write_parquet
-from tests.trainer.packed import write_packed
 from tests.trainer.tiny_run import UNET, run, silent
 from trainer import diffusion, sampling
 from trainer.cascade import DEFAULT, enlarge
@@ -25,16 +24,6 @@ from trainer.saved import load_model
 from trainer.sets import Sets, Split
 from trainer.tasks import DecoderTask, PriorTask, UpsamplerTask, as_floats
 from trainer.upsampler import Upsampler, UpsamplerConfig, shrunk
-
-
-@pytest.fixture(scope="module")
-def clip() -> Clip:
-    return load("mini", "cpu")
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory, clip: Clip) -> Path:
-    return write_packed(tmp_path_factory.mktemp("packed"), clip=clip)
 
 
 def sets(shards: Path, clip: Clip) -> Sets:
