@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("variants", nargs="*")
     parser.add_argument("--judge", help="a CLIP that conditioned nothing; else the run's own")
     parser.add_argument("--count", type=int, default=256)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()  # variants may follow --judge
     unclip = load(options.run)
     judge = load_clip(options.judge, "cpu") if options.judge else unclip.clip
     asked = EvalRun(options.run, count=options.count)

@@ -1,4 +1,5 @@
-"""What every module may use: the one exception, frozen settings from TOML, and files that appear whole or not at all.
+"""What every module may use: the one exception and how it ends a command, frozen settings from TOML, text that is fit
+to be shown, and files that appear whole or not at all.
 
 It knows nothing of shards, stages or pictures.
 """
@@ -13,16 +14,21 @@ import logging
 import os
 import sys
 import tomllib
+import unicodedata
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 # Exit codes: 0 is done, 130 is interrupted.
 FINDINGS, USAGE, MISSING, REFUSED = 1, 2, 3, 4
+INTERRUPTED = 130
+MESSAGE = 2000  # characters of an error that are shown
+_SPELLED = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+_JOINERS = "\u200c\u200d"  # harmless, and part of emoji and of some scripts
 
 
 class HeadraceError(Exception):
@@ -45,6 +51,57 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+
+
+def run_command(app: Callable[..., Any], name: str, interrupted: str) -> NoReturn:
+    """Run a Typer app on the command line and exit.
+
+    An error of the user's making ends as `error:` and `hint:` with its exit code, and so does a disk that is full or
+    closed; Ctrl-C ends with the line `interrupted`.
+    """
+    from typer import TyperException
+
+    hush_libraries()
+    try:
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except TyperException as error:  # a wrong option or argument
+        command = getattr(getattr(error, "ctx", None), "command_path", name)
+        code = _complain(HeadraceError(error.format_message(), hint=f"`{command} --help` says what it takes"))
+    except HeadraceError as error:
+        code = _complain(error)
+    except OSError as error:
+        known = disk_error(error, Path(error.filename or "the output"))
+        if not isinstance(known, HeadraceError):
+            raise
+        code = _complain(known)
+    if code == INTERRUPTED:
+        print(f"interrupted: {interrupted}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _complain(error: HeadraceError) -> int:
+    """Print the two lines; names out of hostile files may be in them."""
+    print(f"error: {visible(error.message, MESSAGE)}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {visible(error.hint, MESSAGE)}", file=sys.stderr)
+    return error.code
+
+
+def visible(text: str, limit: int) -> str:
+    """Text on one line, at most `limit` characters, with control and direction characters spelled out."""
+    shown = spelled_out(text[: limit + 1])
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def spelled_out(text: str) -> str:
+    """Text with every control and direction character, line ends too, written as its escape."""
+    return "".join(map(_spelled, text))
+
+
+def _spelled(character: str) -> str:
+    if character in _JOINERS or (unicodedata.category(character)[0] != "C" and character not in "\u2028\u2029"):
+        return character
+    return _SPELLED.get(character, f"\\u{ord(character):04x}")
 
 
 def hush_libraries() -> None:
@@ -116,9 +173,9 @@ def file_sha256(path: Path) -> str:
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; on success it is flushed to the disk and renamed to `path`, else removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -127,7 +184,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise disk_error(error, path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

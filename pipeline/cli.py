@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline import options, recipe
-from pipeline.base import FINDINGS, Config, HeadraceError, disk_error, hush_libraries
+from pipeline.base import FINDINGS, Config, run_command
 from pipeline.books import Summary, raw_markers
 from pipeline.dedup import DedupConfig
 from pipeline.download import DownloadConfig
@@ -22,14 +21,11 @@ from pipeline.engine import one_run
 from pipeline.filter import FilterConfig
 from pipeline.ingest import IngestConfig
 from pipeline.pack import PackConfig
-from pipeline.page.plaintext import visible
 from pipeline.recipe import Recipe
 from pipeline.report import ReportConfig
 from pipeline.score import ScoreConfig
 from pipeline.shards import DataDir
 
-INTERRUPTED = 130
-MESSAGE = 2000  # characters of an error that are shown
 app = typer.Typer(
     help="From lists of web image-caption pairs, or a folder of pictures, to curated, trainer-ready shards.",
     rich_markup_mode=None,
@@ -45,31 +41,8 @@ CORES = os.cpu_count() or 1
 
 
 def main() -> None:
-    """Run the command; every error of the user's making ends as `error:` and `hint:` with its exit code."""
-    hush_libraries()
-    try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-    except typer.TyperException as error:  # a wrong option or argument
-        command = getattr(getattr(error, "ctx", None), "command_path", "curate")
-        code = _complain(HeadraceError(error.format_message(), hint=f"`{command} --help` says what it takes"))
-    except HeadraceError as error:
-        code = _complain(error)
-    except OSError as error:
-        known = disk_error(error, Path(error.filename or "the output"))
-        if not isinstance(known, HeadraceError):
-            raise
-        code = _complain(known)
-    if code == INTERRUPTED:
-        print("interrupted: run the same command again, finished shards are kept", file=sys.stderr)
-    sys.exit(code)
-
-
-def _complain(error: HeadraceError) -> int:
-    """Print the two lines; names out of hostile files may be in them."""
-    print(f"error: {visible(error.message, MESSAGE)}", file=sys.stderr)
-    if error.hint:
-        print(f"hint: {visible(error.hint, MESSAGE)}", file=sys.stderr)
-    return error.code
+    """Run the command."""
+    run_command(app, "curate", "run the same command again, finished shards are kept")
 
 
 @app.command(name="run")

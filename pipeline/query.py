@@ -17,8 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline.base import HeadraceError, atomic_path
-from pipeline.page.plaintext import harmless_cell, visible
+from pipeline.base import HeadraceError, atomic_path, visible
+from pipeline.page.plaintext import harmless_cell
 from pipeline.shards import DataDir
 
 if TYPE_CHECKING:

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pipeline.base import MISSING, REFUSED, Config, HeadraceError, digest, file_sha256, write_bytes
+from pipeline.base import (
+    MISSING,
+    REFUSED,
+    Config,
+    HeadraceError,
+    digest,
+    file_sha256,
+    spelled_out,
+    visible,
+    write_bytes,
+)
 from pipeline.books import Summary, read_markers, recorded_outputs, stale_files
 from pipeline.engine import Part, Shard, run_stage
 from pipeline.fates import Count, Effect, effects, funnel, verdicts
@@ -175,7 +185,6 @@ def render(page: Mapping[str, Any]) -> str:
 
 def _printable(value: Any) -> Any:
     """Every text that goes into the page, with its control and direction characters spelled out."""
-    from pipeline.page.plaintext import spelled_out
 
     return "\n".join(map(spelled_out, value.split("\n"))) if type(value) is str else value
 
@@ -290,7 +299,6 @@ def _thumbnails(data: DataDir, pictures: Sequence[Picture]) -> dict[str, str]:
 
 def _failures(seen: Examined) -> list[dict[str, Any]]:
     """Every way in which there came no picture, with two rows it happened to."""
-    from pipeline.page.plaintext import visible
 
     failed = [reason for reason in seen.counts if reason.startswith(("fetch:", "image:"))]
     examples: dict[str, list[tuple[str, str]]] = {reason: [] for reason in failed}

@@ -1,7 +1,7 @@
 """Text vector → picture vector → small picture → large picture: the networks as denoisers, guided and sampled.
 
-Tensors in, tensors out; networks run in the precision that they were trained in, samplers in float32. This module knows
-nothing of files, of the CLIP or of what a picture is wanted for.
+Tensors in, tensors out; networks run in bfloat16 where the machine is quicker so, samplers in float32. This module
+knows nothing of files, of the CLIP or of what a picture is wanted for.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def imagine(prior: Prior, words: Words, seeds: Sequence[int], how: How) -> Tenso
     """Unit picture vectors (B, D) for texts: the better of two draws each."""
     device, width = words.vectors.device, words.vectors.shape[1]
     schedule = cosine().to(device)
-    passes = 1 if how.prior_guidance == 1 else 2  # the second without text
+    passes = 2 if prior.guided and how.prior_guidance != 1 else 1  # the second without text
     shown = words.times(passes)
     keep_text = torch.arange(passes * len(seeds), device=device) < len(seeds)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +32,31 @@ def save(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and scalars of a file that `save` wrote; a damaged one is a `HeadraceError`."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, _scalars(file)  # noqa: SIM118
+
+
+def scalars(path: Path) -> dict[str, Any]:
+    """The scalars alone, without reading the tensors."""
+    with _opened(path) as file:
+        return _scalars(file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            scalars = json.loads((file.metadata() or {})["scalars"])
-            return {name: file.get_tensor(name) for name in file.keys()}, scalars  # noqa: SIM118
+            yield file
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         hint = "start again without --resume, in another --out"
         raise HeadraceError(f"{path} is no training state: {error}", hint=hint, code=REFUSED) from None
+
+
+def _scalars(file: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((file.metadata() or {})["scalars"])
+    return found
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.base import HeadraceError
+from pipeline.base import HeadraceError, run_command
 
 if TYPE_CHECKING:
     from trainer.cascade import How
     from trainer.unclip import Picture, UnClip
 
-PARTLY, INTERRUPTED = 1, 130
+PARTLY = 1
 
 RunOption = Annotated[Path | None, typer.Option("--run", help="What `trainer fit` left; else the newest in runs/.")]
 ClipOption = Annotated[str | None, typer.Option("--clip", help="The run's CLIP, if it is no longer where it was.")]
@@ -29,7 +28,7 @@ GuidanceOption = Annotated[
 ]
 PictureArgument = Annotated[Path, typer.Argument(metavar="IMG", help="A PNG, JPEG or WebP file.")]
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=True, pretty_exceptions_enable=False)
+app = typer.Typer(rich_markup_mode=None, add_completion=True, pretty_exceptions_enable=False)
 
 
 @app.callback()
@@ -112,7 +111,7 @@ def sample(
     """Draw pictures from texts."""
     from trainer.pictures import file_name
 
-    run, unclip = _open(run, clip)
+    run, unclip = _open(run, clip, out)
     texts, seeds = list(dict.fromkeys(texts)), range(seed, seed + count)
     jobs = [(text, own) for text in texts for own in seeds]
     drawn = unclip.sample([text for text, _ in jobs], [own for _, own in jobs], best_of, _how(steps, guidance))
@@ -129,7 +128,9 @@ def vary(
     picture: PictureArgument,
     eta: Annotated[
         float | None,
-        typer.Option(help="Start at the picture's own noise: 0 redraws it, 1 moves furthest.", min=0, max=1),
+        typer.Option(
+            help="Start at the picture's own noise: 0 redraws it at the run's size, 1 moves furthest.", min=0, max=1
+        ),
     ] = None,
     run: RunOption = None,
     clip: ClipOption = None,
@@ -142,8 +143,11 @@ def vary(
     """Draw pictures that mean the same as one; without --eta they share nothing else."""
     from trainer.pictures import read_picture
 
+    if eta is not None and guidance is not None:
+        hint = "leave one of them out"
+        raise HeadraceError("--guidance has no use beside --eta, which draws without guidance", hint=hint)
     given = read_picture(picture)
-    run, unclip = _open(run, clip)
+    run, unclip = _open(run, clip, out)
     seeds = range(seed, seed + count)
     drawn = unclip.vary(given, seeds, eta, _how(steps, guidance))
     row = {f"vary-{own}": one for own, one in zip(seeds, drawn, strict=True)}
@@ -165,7 +169,7 @@ def blend(
     from trainer.pictures import read_picture
 
     ends = read_picture(a), read_picture(b)
-    run, unclip = _open(run, clip)
+    run, unclip = _open(run, clip, out)
     weights = [number / max(1, count - 1) for number in range(count)]
     drawn = unclip.blend(*ends, weights, seed, _how(steps, None))
     row = {f"blend-{number:02d}-{weights[number]:.3f}": one for number, one in enumerate(drawn)}
@@ -189,7 +193,7 @@ def edit(
     from trainer.pictures import read_picture
 
     given = read_picture(picture)
-    run, unclip = _open(run, clip)
+    run, unclip = _open(run, clip, out)
     angles = [furthest * number / max(1, count - 1) for number in range(count)]
     drawn = unclip.edit(given, before, after, angles, seed, _how(steps, None))
     row = {f"edit-{number:02d}-{angles[number]:.3f}": one for number, one in enumerate(drawn)}
@@ -215,7 +219,7 @@ def inpaint(
 
     given = read_picture(picture)
     paint = read_mask(mask, given.shape[:2])
-    run, unclip = _open(run, clip)
+    run, unclip = _open(run, clip, out)
     seeds = range(seed, seed + count)
     drawn = unclip.inpaint(given, paint, text, seeds, best_of, _how(steps, guidance))
     row = {f"inpaint-{own}": one for own, one in zip(seeds, drawn, strict=True)}
@@ -278,10 +282,18 @@ def _end_of_training(out: Path, done: bool) -> None:
         raise typer.Exit(PARTLY)
 
 
-def _open(run: Path | None, clip: str | None) -> tuple[Path, UnClip]:
+def _open(run: Path | None, clip: str | None, out: Path | None) -> tuple[Path, UnClip]:
+    """The run, ready to draw into `out`; a place that cannot be written to is told now, not when all is drawn."""
     from trainer.unclip import load, newest_run
 
     run = run or newest_run(Path("runs"))
+    place = out or run
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise HeadraceError(
+            f"cannot write into {out or run}: {place} is closed or no folder", hint="give another --out"
+        )
     return run, load(run, clip)
 
 
@@ -312,14 +324,5 @@ def _write(folder: Path, rows: dict[str, dict[str, Picture]], columns: list[str]
 
 
 def main() -> None:
-    """Run the command; every error of the user's making ends as `error:` and `hint:` with its exit code."""
-    try:
-        app()
-    except HeadraceError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        sys.exit(error.code)
-    except KeyboardInterrupt:
-        print("interrupted: `trainer fit` and `trainer clip` go on from the last state with --resume", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    """Run the command."""
+    run_command(app, "trainer", "`trainer fit` and `trainer clip` go on from the last state with --resume")

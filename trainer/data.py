@@ -104,7 +104,7 @@ def _columns(path: Path) -> list[str]:
     return [name for name in ("caption", "swaps", "offset", "length") if name in there]
 
 
-def _check_tars(packed: PackedSet) -> None:
+def check_tars(packed: PackedSet) -> None:
     """Raise where a tar is missing, or shorter than its table says: before anything is learned."""
     for number, path in enumerate(packed.tars):
         here = packed.shard == number
@@ -118,7 +118,7 @@ class Pictures:
     """The pictures of a set at one small size, decoded once where memory allows, else when asked for."""
 
     def __init__(self, packed: PackedSet, shape: Preprocess, keep: bool = True) -> None:
-        _check_tars(packed)
+        check_tars(packed)
         self._packed = packed
         self._shape = shape
         self._kept: torch.Tensor | None = None
@@ -148,7 +148,7 @@ class Pictures:
                 raise _damaged(path, f"the picture of row {row} is no JPEG ({error})") from None
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in pool.map(one, range(len(rows)), chunksize=64):
+            for _ in pool.map(one, range(len(rows))):
                 pass
         return out
 

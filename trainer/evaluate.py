@@ -21,7 +21,7 @@ from pipeline.clip import load as load_clip
 from trainer import matching
 from trainer.cascade import DEFAULT, How, imagine
 from trainer.conditions import Whitening
-from trainer.data import Pictures, epoch_order
+from trainer.data import Pictures, check_tars, epoch_order
 from trainer.diffusion import cosine
 from trainer.distances import cmmd, frechet, kernel_distance, nearest
 from trainer.embedded import check_identity
@@ -61,6 +61,7 @@ class HeldOut:
     """The rows of `val` that are drawn, one per distinct caption, and those of `train` that they are compared with."""
 
     sets: Sets
+    trained: Path  # the set whose `train` the figures are compared with
     rows: NDArray[np.int64]
     too_long: int  # captions passed over, since the CLIP would read only a part of them
 
@@ -95,6 +96,8 @@ def evaluate(asked: EvalRun, say: Say) -> dict[str, Any]:
     held = held_out(asked, unclip.clip)
     if not independent:
         say(f"note: the judge, CLIP {judge.name}, is the one that conditioned the run; give another by --judge")
+    if held.trained != Path(read_run(asked.run)["shards"]):
+        say(f"note: the set that was trained on is gone; compared with {held.trained}, which was not trained on")
     drawn = drawn_samples(unclip, held.captions, asked, say)
     say("judging")
     figures, details = judged(judge, drawn, held, asked.seed)
@@ -102,6 +105,7 @@ def evaluate(asked: EvalRun, say: Say) -> dict[str, Any]:
     metrics = {
         "run": str(asked.run),
         "set": str(asked.shards or read_run(asked.run)["shards"]),
+        "compared_with": str(held.trained),
         "pictures": len(drawn),
         "captions_too_long": held.too_long,
         "seed": asked.seed,
@@ -134,9 +138,10 @@ def held_out(asked: EvalRun, clip: Clip) -> HeldOut:
         hint = "give the set by --shards" if asked.shards is None else "check --shards"
         raise HeadraceError(f"there is no set {given}", hint=hint, code=MISSING)
     trained = own if own.is_dir() else given
-    for folder in {given, trained}:
-        check_identity(folder, clip)
     sets = Sets(Split(trained, "train", clip), Split(given, "val", clip), clip)
+    for folder, split in ((given, sets.val), (trained, sets.train)):
+        check_identity(folder, clip)
+        check_tars(split.packed)
     usable = set(sets.val.rows.tolist())
     captions = tuple(text if row in usable else "" for row, text in enumerate(sets.val.packed.captions))
     order = epoch_order(captions, asked.seed, 0)[: 8 * asked.count]
@@ -145,7 +150,7 @@ def held_out(asked: EvalRun, clip: Clip) -> HeldOut:
     if len(rows) < 2:
         hint = "give a set with more in `val`"
         raise HeadraceError(f"{given} has {len(rows)} held-out captions that can be drawn, 2 are needed", hint=hint)
-    return HeldOut(sets, rows, int((~whole).sum()))
+    return HeldOut(sets, trained, rows, int((~whole).sum()))
 
 
 def drawn_samples(unclip: UnClip, captions: Sequence[str], asked: EvalRun, say: Say) -> NDArray[np.uint8]:
@@ -162,7 +167,7 @@ def drawn_samples(unclip: UnClip, captions: Sequence[str], asked: EvalRun, say: 
 def prior_cosines(prior: Prior, unclip: UnClip, held: HeldOut, asked: EvalRun) -> dict[str, float]:
     """Mean cosine to the true picture vectors: of the prior as it is used and of its answer in one step, of the closed
     form, of the training mean, and of another caption's picture."""
-    train, device = held.sets.train, unclip.clip.device
+    device = unclip.clip.device
     true = held.sets.val.vectors("image", held.rows).to(device)
     words = unclip.words(held.captions)
     seeds = range(asked.seed, asked.seed + len(true))
@@ -182,7 +187,7 @@ def prior_cosines(prior: Prior, unclip: UnClip, held: HeldOut, asked: EvalRun) -
         "sampled": torch.cat([imagine(prior, words.take(c), seeds[c], asked.how) for c in chunks]),
         "one_step": prior.image.inverse(torch.cat(one_step)),
         "linear": image.inverse(text(words.vectors) @ weight.T),
-        "mean": train.vectors("image", train.rows).mean(dim=0).to(device).expand_as(true),
+        "mean": image.mean.expand_as(true),
         "unrelated": true[torch.from_numpy(other_caption(held.captions)).to(device)],
     }
     return {name: float(F.cosine_similarity(guess, true).mean()) for name, guess in guesses.items()}

@@ -18,10 +18,11 @@ from pydantic import Field
 
 from pipeline.base import REFUSED, Config, HeadraceError, digest, read_json, read_toml, write_toml
 from trainer import saved
+from trainer.data import check_tars
 from trainer.decoder import DecoderConfig
 from trainer.embedded import check_identity
 from trainer.log import Log
-from trainer.loop import STATE, Loop, any_process, is_done, is_late
+from trainer.loop import Loop, any_process, check_batch, is_done, is_late
 from trainer.prior import PriorConfig
 from trainer.saved import NAMES, Name, write_run
 from trainer.sets import Sets, Split
@@ -106,6 +107,10 @@ def fit(run: FitRun, say: Say) -> bool:
         say(f"{len(sets.train.rows)} samples, {len(sets.val.rows)} held out, CLIP {clip.name}, {place.device}")
         for name in run.only:
             check_sizes(_model(name, run.config))
+            check_batch(name, getattr(run.config, name).training, place)
+        if set(run.only) != {"prior"}:
+            for split in (sets.train, sets.val):
+                check_tars(split.packed)
         plans = {name: _plan(name, run, clip, deadline) for name in run.only}
         done = {name for name, plan in plans.items() if is_done(plan)}  # raises where a state is of another run
         if place.leads:
@@ -185,7 +190,7 @@ def _keep_closed_form(task: PriorTask, place: Place, say: Say) -> bool:
 
 
 def _check(run: FitRun) -> None:
-    there = [name for name in run.only if (run.out / name / STATE).is_file()]
+    there = [name for name in run.only if (run.out / name / saved.WEIGHTS).is_file()]
     if there and not run.resume:
         hint = "add --resume to continue it, or give another --out"
         raise HeadraceError(f"{run.out} already holds a {there[0]}", hint=hint, code=REFUSED)

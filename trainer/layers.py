@@ -1,6 +1,6 @@
 """The parts of every network here: time embedding, attention, residual blocks, blur, pixel shuffles.
 
-Tensors in, tensors out. Convolutional parts are laid out as diffusers' unCLIP blocks, so that weights can be exported.
+Tensors in, tensors out. Convolutional parts are laid out as diffusers' unCLIP blocks.
 This module knows nothing of noise schedules or conditions.
 """
 
@@ -161,10 +161,11 @@ def resampled(x: Tensor, how: str) -> Tensor:
 
 
 def blur(pictures: Tensor, size: int, sigma: float) -> Tensor:
-    """Gaussian blur of (B, C, H, W) with an odd kernel of `size`, edges mirrored."""
+    """Gaussian blur of (B, C, H, W) with an odd kernel of `size`, edges mirrored; float32 under any autocast."""
     offsets = torch.arange(size, dtype=pictures.dtype, device=pictures.device) - size // 2
     line = torch.exp(-(offsets**2) / (2 * sigma**2))
     kernel = (line[:, None] * line[None]) / line.sum() ** 2
     channels = pictures.shape[1]
     padded = F.pad(pictures, (size // 2,) * 4, mode="reflect")
-    return F.conv2d(padded, kernel.expand(channels, 1, size, size), groups=channels)
+    with torch.autocast(pictures.device.type, enabled=False):
+        return F.conv2d(padded, kernel.expand(channels, 1, size, size), groups=channels)

@@ -1,7 +1,7 @@
 """One training loop for every model: mixed precision, accumulation, clipping, averages, exact resume, many processes.
 
-A step is a pure function of (state, seed, step). All of a step's randomness is drawn for the whole batch and then
-shared out, so neither the size of the parts nor the number of processes changes what is learned. This module knows
+A step is a pure function of (state, seed, step). A step's noise is drawn for the whole batch and then shared out, so
+without dropout neither the size of the parts nor the number of processes changes what is learned. This module knows
 nothing of pictures or text: a `Task` brings model, data and loss.
 """
 
@@ -11,9 +11,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,13 +28,15 @@ from trainer.log import Log
 from trainer.optim import MuonAdamW, split_parameters
 from trainer.sampling import seed_for
 from trainer.speed import matrix_speed, operations
-from trainer.task import Place, Plan, Task, Tensors, cut
+from trainer.task import Place, Plan, Task, Tensors, Training, cut
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
 STATE = "state.safetensors"
-AHEAD = 2  # batches that are read while another is learned from
+AHEAD = 2  # batches that are read while a GPU learns from another
 LEVELS = 4  # noise levels that losses are told apart by
 HELD_LEVELS = (50, 300, 550, 800, 950)  # timesteps of the held-out losses
 
@@ -43,9 +46,7 @@ class Loop:
 
     def __init__(self, task: Task, plan: Plan, place: Place, say: Callable[[str], None]) -> None:
         s = plan.training
-        if s.batch % (place.world * min(s.part, s.batch // place.world or 1)):
-            hint = f"make {task.name}.training.batch a multiple of processes × part"
-            raise HeadraceError(f"a batch of {s.batch} cannot be shared among {place.world} × {s.part}", hint=hint)
+        check_batch(task.name, s, place)
         self.task, self.plan, self.place, self.say = task, plan, place, say
         self.model = task.model.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.step = 0
@@ -69,16 +70,12 @@ class Loop:
             self.restore()
         steps = self.plan.training.steps
         self._prepare()
-        with ThreadPoolExecutor(1) as pool, interruptible() as asked, self._log() as log:
-            ahead: dict[int, Future[Tensors]] = {}
+        with closing(self._batches()) as batches, interruptible() as asked, self._log() as log:
             stop = False
             while self.step < steps and not stop:
-                for step in range(self.step, min(self.step + AHEAD, steps)):
-                    if step not in ahead:
-                        ahead[step] = pool.submit(self.task.read, self._rows(step))
                 began = time.perf_counter()
                 try:
-                    batch = ahead.pop(self.step).result()
+                    batch = next(batches)
                 except HeadraceError:  # a damaged tar: what was learned so far is kept
                     self.save()
                     raise
@@ -181,6 +178,29 @@ class Loop:
         count = sum(p.numel() for p in self.model.parameters()) / 1e6
         self.say(f"{self.task.name}: {count:.2f}M parameters, {self.cost / 1e9:.3g} GFLOP per sample")
 
+    def _batches(self) -> Generator[Tensors, None, None]:
+        """The batches of the steps to come, read ahead where a GPU learns.
+
+        On a CPU they are read in turn: the threads of torch that two threads of Python start get in each other's way,
+        and a step takes half as long again.
+        """
+
+        def read(step: int) -> Tensors:
+            return self.task.read(self._rows(step))
+
+        steps = range(self.step, self.plan.training.steps)
+        if self.place.device.type == "cpu":
+            yield from map(read, steps)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            reading: deque[Future[Tensors]] = deque()
+            for step in steps:
+                reading.append(pool.submit(read, step))
+                if len(reading) > AHEAD:
+                    yield reading.popleft().result()
+            for last in reading:
+                yield last.result()
+
     def _rows(self, step: int) -> NDArray[Any]:
         return self.draws.rows(step)[self.place.rank * self.own :][: self.own]
 
@@ -193,7 +213,7 @@ class Loop:
 
     def _losses(self, predict: Callable[..., Tensor], batch: Tensors, draw: Tensors) -> Tensor:
         place = self.place
-        there = {name: value.to(place.device, non_blocking=True) for name, value in batch.items()}
+        there = {name: value.to(place.device) for name, value in batch.items()}
         with torch.autocast(place.device.type, torch.bfloat16, enabled=place.half):
             return self.task.losses(predict, there, draw)
 
@@ -255,6 +275,14 @@ class Loop:
         return any_process(self.place, asked or is_late(self.plan.deadline))
 
 
+def check_batch(name: str, training: Training, place: Place) -> None:
+    """Raise where a batch cannot be shared among the processes, or a process's share among its parts."""
+    batch, part = training.batch, training.part
+    if batch % (place.world * min(part, batch // place.world or 1)):
+        hint = f"make {name}.training.batch a multiple of processes × part"
+        raise HeadraceError(f"a batch of {batch} cannot be shared among {place.world} × {part}", hint=hint)
+
+
 def is_late(deadline: float | None) -> bool:
     """Whether a deadline, of `time.monotonic()`, is over."""
     return deadline is not None and time.monotonic() >= deadline
@@ -272,16 +300,22 @@ def any_process(place: Place, said: bool) -> bool:
 def load_state(plan: Plan) -> tuple[Tensors, dict[str, Any]]:
     """The state in the plan's folder; one of another config, seed, set or CLIP is a `HeadraceError`."""
     path = plan.folder / STATE
-    tensors, scalars = checkpoint.load(path)
+    return checkpoint.load(path)[0], _checked(path, plan)
+
+
+def _checked(path: Path, plan: Plan) -> dict[str, Any]:
+    """The scalars of a state, if it is the plan's."""
+    scalars = checkpoint.scalars(path)
     if scalars["run"] != plan.digest:
         hint = "give the same config, --seed and --shards, or another --out"
         raise HeadraceError(f"{path} is of another config, seed, set or CLIP", hint=hint, code=REFUSED)
-    return tensors, scalars
+    return scalars
 
 
 def is_done(plan: Plan) -> bool:
     """Whether a run to be resumed has taken all its steps."""
-    return plan.resume and (plan.folder / STATE).is_file() and load_state(plan)[1]["step"] >= plan.training.steps
+    path = plan.folder / STATE
+    return plan.resume and path.is_file() and _checked(path, plan)["step"] >= plan.training.steps
 
 
 def by_level(losses: Tensor, t: Tensor, timesteps: int = 1000) -> Tensors:

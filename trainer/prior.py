@@ -39,6 +39,7 @@ class Prior(nn.Module):
     """What every prior has: whitening of both kinds of vectors, and the null text."""
 
     wants_tokens = False
+    guided = True  # whether what a text adds may be exaggerated; a closed form is its own best answer
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -65,6 +66,7 @@ class Prior(nn.Module):
 class LinearPrior(Prior):
     """Whitened picture vector = weight · whitened text vector, whatever the noise."""
 
+    guided = False
     weight: Tensor
 
     def __init__(self, sizes: Sizes) -> None:
@@ -110,6 +112,8 @@ class ResidualPrior(LinearPrior):
 
     Both add nothing at the start, so training begins at the baseline. (Adaptive layer norm: Peebles and Xie 2022.)
     """
+
+    guided = True
 
     def __init__(self, sizes: Sizes, config: PriorConfig) -> None:
         super().__init__(sizes)

@@ -71,4 +71,4 @@ class Sets:
     def some(self, kind: str) -> Tensor:
         """Training vectors, at most FIT_ROWS, evenly spread."""
         rows = self.train.rows
-        return self.train.vectors(kind, rows[:: max(1, len(rows) // FIT_ROWS)])
+        return self.train.vectors(kind, rows[:: max(1, -(-len(rows) // FIT_ROWS))])

@@ -38,6 +38,10 @@ def _check_prior(config: PriorConfig) -> None:
 def _check_unet(name: str, config: UNetConfig, side: int) -> None:
     """Raise where it is asked to attend on a grid that it has not, or with heads that do not fill its channels."""
     _check_even(f"{name}.channels", config.channels[0])
+    for width in config.channels:
+        if config.groups and width % config.groups:
+            hint = f"change {name}.groups or {name}.channels; 0 groups go with any"
+            raise HeadraceError(f"{name}.groups {config.groups} does not divide the {width} channels of a level", hint)
     grids = {side // config.patch // 2**level: width for level, width in enumerate(config.channels)}
     for grid in config.attention:
         if grid not in grids:

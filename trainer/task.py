@@ -49,7 +49,7 @@ class Task(Protocol):
         """The randomness of `count` samples, `t` (count,) among it, on the generator's device."""
 
     def read(self, rows: NDArray[Any]) -> Tensors:
-        """Training rows as tensors on the CPU; called in another thread."""
+        """Training rows as tensors on the CPU; on a GPU called in another thread."""
 
     def held_out(self) -> Tensors:
         """The held-out rows, in the form of `read`."""

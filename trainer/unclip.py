@@ -117,7 +117,7 @@ class UnClip:
         """Pictures (N, S, S, 3) that mean the same as one.
 
         Without `eta` they share only its vector. With it each starts from the noise that gives the picture itself:
-        0 gives it back, 1 moves furthest (Ramesh et al. 2022, section 3.1).
+        0 draws it again at the run's size, 1 moves furthest (Ramesh et al. 2022, section 3.1).
         """
         vectors = self.vectors([picture]).expand(len(seeds), -1)
         if eta is None:
@@ -150,8 +150,8 @@ class UnClip:
     ) -> Picture:
         """The picture (len(angles), S, S, 3) moved from what one text says towards another: a text diff.
 
-        An angle is the share of the way from the picture's vector to the direction of the difference; 0 gives it
-        back, 0.25 to 0.5 is as far as the paper goes (Ramesh et al. 2022, section 3.3).
+        An angle is the share of the way from the picture's vector to the direction of the difference; 0 draws
+        it again, 0.25 to 0.5 is as far as the paper goes (Ramesh et al. 2022, section 3.3).
 
         Raises:
             HeadraceError: a text is longer than the CLIP's context, or both mean the same to it.

@@ -1,8 +1,8 @@
 """The U-Net of decoder and upsampler: pictures, a vector and tokens in, pictures out.
 
-The layout is that of diffusers' UNet2DConditionModel with `SimpleCrossAttn` and `Resnet` blocks, which the released
-unCLIP models use. Where `patch` is more than 1, pixels are folded into channels first (pixel-unshuffle), so all work is
-done on a coarser grid. This module knows nothing of noise or of what the vector and the tokens mean.
+The order of blocks is that of diffusers' UNet2DConditionModel with `SimpleCrossAttn` and `Resnet` blocks, which the
+released unCLIP models use. Where `patch` is more than 1, pixels are folded into channels first (pixel-unshuffle), so
+all work is done on a coarser grid. This module knows nothing of noise or of what the vector and the tokens mean.
 """
 
 from __future__ import annotations

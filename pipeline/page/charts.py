@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.page.plaintext import visible
+from pipeline.base import visible
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,9 +14,10 @@ from heapq import nsmallest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.base import visible
 from pipeline.page.charts import figure
 from pipeline.page.examined import verdict_batches
-from pipeline.page.plaintext import host, visible
+from pipeline.page.plaintext import host
 from pipeline.shards import DataDir, read_tar
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import query
-from pipeline.base import HeadraceError
-from pipeline.page.plaintext import harmless_cell, host, visible
+from pipeline.base import HeadraceError, visible
+from pipeline.page.plaintext import harmless_cell, host
 from tests.pipeline.factory import Row, make_raw, picture
 
 FORMULAS = ['=HYPERLINK("http://x")', "+1", "-1+2", "@SUM(A1)", "\tx", " =cmd", "＝1"]

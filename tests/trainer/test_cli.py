@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
-from trainer.cli import main
+from trainer.cli import app
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -16,7 +20,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("clip", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("clip", "--help"), ("fit", "--help"), ("eval", "--help"), ("export", "--help")]
+)
 def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
     code = (
         "import sys\n"
@@ -42,12 +48,20 @@ def test_usage_errors_have_code_2() -> None:
     assert run("clip", "--bogus").returncode == 2
 
 
-def test_ctrl_c_has_its_own_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted() -> None:
-        raise KeyboardInterrupt
+def test_a_wrong_option_is_an_error_and_a_hint() -> None:
+    error, hint = run("sample", "--bogus").stderr.strip().splitlines()
+    assert error.startswith("error: ") and "--bogus" in error
+    assert hint.startswith("hint: ") and hint.endswith("sample --help` says what it takes")
 
-    monkeypatch.setattr("trainer.cli.app", interrupted)
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert caught.value.code == 130
-    assert "--resume" in capsys.readouterr().err
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_help_and_stands_in_the_readme(name: str) -> None:
+    command = COMMANDS[name]
+    assert command.help
+    assert all(parameter.help for parameter in command.params if parameter.param_type_name == "option"), name
+    assert f"`trainer {name}" in (ROOT / "README.md").read_text()
+
+
+def test_only_names_a_model(tmp_path: Path) -> None:
+    done = run("fit", "--shards", str(tmp_path), "--only", "bogus")
+    assert done.returncode == 2 and "--only 'bogus' is no model" in done.stderr

@@ -76,7 +76,9 @@ def test_the_command(run: Path, shards: Path, call: Call) -> None:
     assert metrics["prior"]["cosine"]["linear"] > metrics["prior"]["cosine"]["mean"] > 0
     assert metrics["neighbours"]["true"]["max"] == pytest.approx(1, abs=1e-2)
     assert metrics["neighbours"]["drawn"]["mean"] < metrics["neighbours"]["true"]["mean"]
-    assert 0 <= metrics["r_precision"]["drawn"] <= 1 and metrics["r_precision"]["among"] >= 16
+    assert metrics["prior"]["cosine"]["mean"] > metrics["prior"]["cosine"]["unrelated"]
+    ranks = [sample["rank"] for sample in metrics["samples"]]
+    assert metrics["r_precision"]["drawn"] == ranks.count(0) / 12 and metrics["r_precision"]["among"] >= 16
     assert set(metrics["swaps_told_apart"]["drawn"]) == {"all", "attribute", "relation"}
     assert set(metrics["clip_space_distance"]) == {"frechet", "kernel_distance", "cmmd"}
     assert "fid" not in (run / "eval" / "metrics.json").read_text().lower().replace("confid", "")
@@ -89,8 +91,8 @@ def test_the_command(run: Path, shards: Path, call: Call) -> None:
     sources = [attributes["src"] or "" for name, attributes in tags.found if name == "img"]
     assert len(sources) == 3 * (12 + 12) and all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert "upper bounds" in page and "\u202e" not in page
-    if any("script" in sample["caption"] for sample in metrics["samples"]):
-        assert "&lt;script&gt;" in page and "\\u202e" in page
+    assert any("script" in sample["caption"] for sample in metrics["samples"])
+    assert "&lt;script&gt;" in page and "\\u202e" in page
 
 
 def test_a_second_clip_judges(run: Path, shards: Path, tmp_path: Path) -> None:
@@ -101,7 +103,8 @@ def test_a_second_clip_judges(run: Path, shards: Path, tmp_path: Path) -> None:
     metrics = evaluate(asked, said.append)
     assert metrics["judge"]["name"] == "other" and not metrics["judge"]["conditioned"]
     assert metrics["clip"]["name"] == "mini"
-    assert not any("note" in line for line in said)
+    assert not any("conditioned the run" in line for line in said)
+    assert any("the set that was trained on is gone" in line for line in said)
     assert "upper bounds" not in (run / "eval" / "index.html").read_text()
 
 
@@ -127,7 +130,7 @@ def test_a_sample_is_what_trainer_sample_draws(run: Path, shards: Path) -> None:
 
 def test_true_pictures_in_place_of_drawn_ones_are_as_good_as_true_ones(shards: Path, mini: Clip) -> None:
     rows = np.array([2, 5, 9, 11])
-    held = module.HeldOut(Sets(Split(shards, "train", mini), Split(shards, "val", mini), mini), rows, 0)
+    held = module.HeldOut(Sets(Split(shards, "train", mini), Split(shards, "val", mini), mini), shards, rows, 0)
     true = held.true(mini.preprocess).permute(0, 2, 3, 1).contiguous().numpy()
     figures, details = judged(mini, true, held, seed=0)
     for name in ("clip_score", "r_precision", "swaps_told_apart"):
@@ -145,6 +148,10 @@ def test_what_a_user_may_get_wrong(run: Path, shards: Path, call: Call, tmp_path
     about["clip"]["weights_sha256"] = "0" * 64
     (foreign / "dataset.json").write_text(json.dumps(about))
     single = write_packed(tmp_path / "single", rows=1, clip=load("mini", "cpu"))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    lost = shutil.copytree(shards, tmp_path / "lost")
+    (lost / "val" / "00000.tar").unlink()
     no_prior = shutil.copytree(run, tmp_path / "no_prior")
     shutil.rmtree(no_prior / "prior")
     cases: list[tuple[int, str, tuple[object, ...]]] = [
@@ -153,6 +160,8 @@ def test_what_a_user_may_get_wrong(run: Path, shards: Path, call: Call, tmp_path
         (2, "has 1 held-out captions", ("--run", run, "--shards", single)),
         (3, "there is no set", ("--run", run, "--shards", tmp_path / "nowhere")),
         (3, "there is no set data/curated", ("--run", run)),
+        (3, "is no packed set", ("--run", run, "--shards", empty)),
+        (3, "cannot be read: no such file", ("--run", run, "--shards", lost)),
         (3, "has no trained prior", ("--run", no_prior, "--shards", shards)),
         (3, "there is no CLIP called nobody", ("--run", run, "--shards", shards, "--judge", "nobody")),
         (3, "is no run", ("--run", tmp_path)),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 
 from pipeline.base import HeadraceError, parse_config, write_toml
 from pipeline.clip import Clip
-from tests.trainer.packed import write_packed
+from tests.trainer.packed import small_files, write_packed
 from tests.trainer.tiny_run import TINY, TRAINING, run, silent
 from trainer import checkpoint
 from trainer.decoder import DecoderConfig
@@ -118,6 +119,45 @@ def test_compiled_models_learn_alike(shards: Path, tmp_path: Path) -> None:
             torch.testing.assert_close(fast[key], plain[key], atol=5e-3, rtol=2e-2)
 
 
+def test_ctrl_c_keeps_the_step_in_hand_and_says_how_to_go_on(shards: Path, tmp_path: Path) -> None:
+    write_toml(tmp_path / "tiny.toml", {"decoder": {**TINY["decoder"], "training": {**TRAINING, "steps": 100_000}}})
+    asked = ["--shards", shards, "--out", tmp_path / "run", "--config", tmp_path / "tiny.toml", "--only", "decoder"]
+    command = [Path(sys.executable).with_name("trainer"), "fit", *asked]
+    state = tmp_path / "run" / "decoder" / STATE
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not state.is_file() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said.splitlines()[-1].startswith("interrupted: ") and "--resume" in said
+    assert "Traceback" not in said and checkpoint.load(state)[1]["step"] >= 2
+
+
+def test_pictures_and_texts_that_are_read_as_they_come_teach_the_same(
+    shards: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.data.KEEP_DECODED", 0)
+    monkeypatch.setattr("trainer.embedded.KEEP_TOKENS", 0)
+    out = tmp_path / "streamed"
+    calls = 0
+    while not fit(run(shards, out, minutes=0.0, resume=calls > 0, only=("decoder", "upsampler")), silent):
+        calls += 1
+    assert calls == 5
+    for name in ("decoder", "upsampler"):
+        assert (out / name / WEIGHTS).read_bytes() == (fitted / name / WEIGHTS).read_bytes()
+
+
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert not fit(run(shards, out, minutes=0.0), silent)
+    before = (out / "prior" / STATE).read_bytes()
+    for room in (100, 4000):  # the log fails, the weights fail
+        with small_files(room), pytest.raises(HeadraceError, match=r"cannot write .*file too large"):
+            fit(run(shards, out, resume=True), silent)
+        assert (out / "prior" / STATE).read_bytes() == before
+    assert fit(run(shards, out, resume=True), silent)
+
+
 def test_one_model_alone_is_the_same_model(shards: Path, fitted: Path, tmp_path: Path) -> None:
     fit(run(shards, tmp_path / "one", only=("decoder",)), silent)
     assert (tmp_path / "one/decoder" / WEIGHTS).read_bytes() == (fitted / "decoder" / WEIGHTS).read_bytes()
@@ -169,10 +209,6 @@ def test_what_cannot_be_trained_on_is_one_sentence(shards: Path, tmp_path: Path,
     tar.write_bytes(tar.read_bytes()[:3000])
     with pytest.raises(HeadraceError, match="cut short"):
         fit(run(packed, tmp_path / "d", only=("decoder",)), silent)
-    packed = write_packed(tmp_path / "lost", clip=clip)
-    (packed / "val" / "00000.tar").unlink()
-    with pytest.raises(HeadraceError, match=r"00000\.tar cannot be read: no such file"):
-        fit(run(packed, tmp_path / "lost-run"), silent)
     odd = parse_config(RunConfig, {**TINY, "decoder": {**TINY["decoder"], "side": 18}}, "odd")
     with pytest.raises(HeadraceError, match=r"decoder\.side 18 is not a multiple of 4"):
         fit(run(shards, tmp_path / "e", config=odd, only=("decoder",)), silent)
@@ -189,9 +225,36 @@ def test_what_cannot_be_trained_on_is_one_sentence(shards: Path, tmp_path: Path,
     odd = parse_config(RunConfig, {**TINY, "upsampler": {**TINY["upsampler"], "factor": 3}}, "odd")
     with pytest.raises(HeadraceError, match=r"upsampler\.side 32 is not a multiple of 12"):
         fit(run(shards, tmp_path / "j", config=odd, only=("upsampler",)), silent)
-    odd = parse_config(RunConfig, {**TINY, "decoder": {**TINY["decoder"], "groups": 7}}, "odd")
-    with pytest.raises(HeadraceError, match="cannot be built"):
-        fit(run(shards, tmp_path / "f", config=odd, only=("decoder",)), silent)
+
+
+def test_what_can_be_seen_before_training_is_said_before_it(shards: Path, tmp_path: Path, clip: Clip) -> None:
+    lost = write_packed(tmp_path / "lost", clip=clip)
+    (lost / "val" / "00000.tar").unlink()
+    other = write_packed(tmp_path / "other", clip=clip)
+    about = json.loads((other / "dataset.json").read_text())
+    about["clip"]["weights_sha256"] = "0" * 64
+    (other / "dataset.json").write_text(json.dumps(about))
+
+    def changed(**values: object) -> RunConfig:
+        return parse_config(RunConfig, {**TINY, "upsampler": {**TINY["upsampler"], **values}}, "odd")
+
+    config = parse_config(RunConfig, TINY, "tiny")
+    for said, folder, settings in (
+        (r"00000\.tar cannot be read: no such file", lost, config),
+        ("are of other weights than those of CLIP mini", other, config),
+        (r"upsampler\.groups 7 does not divide the 16 channels", shards, changed(groups=7)),
+        ("a batch of 8 cannot be shared among 1 × 3", shards, changed(training={**TRAINING, "part": 3})),
+    ):
+        with pytest.raises(HeadraceError, match=said):
+            fit(run(folder, tmp_path / "out", config=settings), silent)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_linear_prior_is_not_overwritten_unasked(shards: Path, tmp_path: Path) -> None:
+    asked = run(shards, tmp_path / "a", config=parse_config(RunConfig, {"prior": {"kind": "linear"}}, "linear"))
+    assert fit(replace(asked, only=("prior",)), silent)
+    with pytest.raises(HeadraceError, match="already holds a prior"):
+        fit(replace(asked, only=("prior",)), silent)
 
 
 def test_a_damaged_model_is_named(fitted: Path, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from pipeline.base import parse_config
 from trainer import diffusion
-from trainer.conditions import NullText, Sizes, Whitening, end_states
+from trainer.conditions import Sizes, Whitening, end_states
 from trainer.decoder import Decoder, DecoderConfig
-from trainer.layers import attend, blur, time_features
+from trainer.layers import Attention, attend, blur, time_features
 from trainer.prior import Prior, PriorConfig, better_of, build_prior, ridge
 from trainer.tasks import crops
 from trainer.upsampler import Upsampler, UpsamplerConfig, shrunk, worsened
@@ -188,7 +188,6 @@ def test_end_states_are_those_of_the_last_token() -> None:
     _, tokens, mask = conditions()
     expected = torch.stack([tokens[0, 2], tokens[1, 8], tokens[2, 4]])
     assert torch.equal(end_states(tokens, mask), expected)
-    assert isinstance(NullText(SIZES), nn.Module)
 
 
 def test_the_upsampler_draws_any_size_and_looks_at_the_small_picture() -> None:
@@ -210,6 +209,47 @@ def test_crops_of_small_and_large_pictures_show_the_same() -> None:
     assert not torch.allclose(
         inside, crops(shrunk(large, 4), place - 1 + 2 * (place < 1), 4)[:, :, 1:-1, 1:-1], atol=0.05
     )
+
+
+def test_attention_stands_where_the_config_asks_for_it() -> None:
+    for grids in ((), (4,), (8,), (8, 4)):
+        unet = decoder(attention=grids).unet
+        for level, grid in ((unet.down[0], 8), (unet.down[1], 4), (unet.middle, 4), (unet.up[0], 4), (unet.up[1], 8)):
+            assert any(isinstance(part, Attention) for part in level.modules()) == (grid in grids)
+
+
+@pytest.mark.parametrize("way", ["vector", "tokens"])
+def test_either_way_of_a_condition_into_the_decoder_is_enough(way: str) -> None:
+    """Into the time embedding, and as tokens that attention sees: one is closed, text and picture still matter."""
+    model = woken(decoder())
+    closed = ("text_tokens", "image_tokens") if way == "vector" else ("text_vector", "image_vector")
+    with torch.no_grad():
+        for name in closed:
+            for parameter in getattr(model, name).parameters():
+                parameter.zero_()
+    x, (image, tokens, mask) = torch.randn(3, 3, 16, 16), conditions()
+    plain = model(x, T, image, tokens, mask, YES, YES)
+    assert not torch.allclose(model(x, T, image.roll(1, 0), tokens, mask, YES, YES), plain, atol=1e-3)
+    other = torch.where((torch.arange(9) == mask.sum(1)[:, None] - 1)[:, :, None], -tokens, tokens)  # the end states
+    assert not torch.allclose(model(x, T, image, other, mask, YES, YES), plain, atol=1e-3)
+
+
+def test_the_transformer_prior_looks_back_only() -> None:
+    model = woken(prior("transformer"))
+    states: list[Tensor] = []
+    model.blocks[-1].register_forward_hook(lambda _module, _inputs, out: states.append(out))  # type: ignore[union-attr]
+    text, tokens, _ = conditions()
+    mask = torch.ones(3, 9, dtype=torch.bool)
+    for shift in (0.0, 1.0):
+        model(torch.zeros(3, 16) + shift, T, text, tokens, mask, YES)
+    before, after = states
+    assert torch.equal(before[:, :11], after[:, :11])  # 9 tokens, text vector, time
+    assert not torch.allclose(before[:, 11:], after[:, 11:], atol=1e-3)  # the noised vector and what answers
+
+
+def test_worsening_blurs() -> None:
+    small = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(worsened(small, torch.randn(2, 3, 8, 8), torch.zeros(2)), blur(small, 3, 0.6))
 
 
 def test_worsening_adds_so_much_noise() -> None:

@@ -19,11 +19,16 @@ from trainer import diffusion, sampling
 from trainer.cascade import DEFAULT, enlarge
 from trainer.decoder import DecoderConfig
 from trainer.fit import RunConfig, fit
+from trainer.layers import blur
+from trainer.loop import Loop
 from trainer.prior import PriorConfig
 from trainer.saved import load_model
 from trainer.sets import Sets, Split
+from trainer.task import Place, Plan, Training
 from trainer.tasks import DecoderTask, PriorTask, UpsamplerTask, as_floats
 from trainer.upsampler import Upsampler, UpsamplerConfig, shrunk
+
+CPU = Place(torch.device("cpu"), half=False)
 
 
 def sets(shards: Path, clip: Clip) -> Sets:
@@ -52,6 +57,55 @@ def test_measured_shares_of_what_is_dropped_and_when_are_those_of_the_config(
     many = torch.cat([task.draw(10, torch.Generator().manual_seed(n))["t"] for n in range(3000)])
     counts = torch.bincount(many // 50, minlength=20)  # within a tenth all are as likely
     assert counts.sum() == 30_000 and int(counts.min()) > 1350 and int(counts.max()) < 1650
+
+
+class Spied(Exception):
+    """Carries what a loss hands to its network."""
+
+
+def spied(*inputs: torch.Tensor) -> torch.Tensor:
+    raise Spied(inputs)
+
+
+def test_networks_get_what_was_drawn_and_the_null_is_the_clips_empty_text(
+    shards: Path, clip: Clip, tmp_path: Path
+) -> None:
+    config = DecoderConfig(**{**UNET, "side": 16, "attention": ()})  # type: ignore[arg-type]
+    decoder = DecoderTask(config, sets(shards, clip), tmp_path, 0)
+    prior = PriorTask(PriorConfig(width=16, depth=1), sets(shards, clip), tmp_path, 0)
+    generator = torch.Generator().manual_seed(0)
+    for task, kept in ((decoder, ("keep_image", "keep_text")), (prior, ("keep_text",))):
+        draw = task.draw(16, generator)
+        with pytest.raises(Spied) as caught:
+            task.losses(spied, task.read(np.arange(16)), draw)
+        inputs = caught.value.args[0]
+        for given, name in zip(inputs[-len(kept) :], kept, strict=True):
+            assert torch.equal(given, draw[name]) and 0 < int(given.sum()) < 16
+    empty, mask = clip.text_states([""])
+    for null in (decoder.decoder.null, prior.prior.null):
+        torch.testing.assert_close(null.tokens, torch.from_numpy(empty[0][mask[0]]))
+        torch.testing.assert_close(null.embedding, torch.from_numpy(clip.encode_texts([""])[0]))
+
+
+def test_the_upsampler_learns_from_what_was_blurred_and_noised(shards: Path, clip: Clip, tmp_path: Path) -> None:
+    config = UpsamplerConfig(**{**UNET, "side": 32, "factor": 2, "crop": 32})  # type: ignore[arg-type]
+    task = UpsamplerTask(config, sets(shards, clip), tmp_path, 0)
+    batch, draw = task.read(np.arange(16)), task.draw(16, torch.Generator().manual_seed(0))
+    with pytest.raises(Spied) as caught, torch.autocast("cpu", torch.bfloat16):
+        task.losses(spied, batch, draw)
+    small = caught.value.args[0][2]
+    plain = blur(shrunk(as_floats(batch["picture"]), 2), 3, 0.6)
+    torch.testing.assert_close(small, plain + draw["strength"][:, None, None, None] * draw["noise"])
+
+
+def test_rows_are_weighted_as_the_set_says(shards: Path, clip: Clip, tmp_path: Path) -> None:
+    given = sets(shards, clip)
+    weights = given.train.embeddings.weight
+    weights[:] = np.where(np.arange(16) % 2, 3.0, 1.0)
+    task = DecoderTask(DecoderConfig(**{**UNET, "side": 16, "attention": ()}), given, tmp_path, 0)  # type: ignore[arg-type]
+    loop = Loop(task, Plan(tmp_path, Training(batch=16, part=16), 0, "", False, None), CPU, silent)
+    drawn = np.bincount(np.concatenate([loop._rows(step) for step in range(200)]), minlength=16)
+    assert drawn[1::2].sum() == pytest.approx(3 * drawn[::2].sum(), rel=0.03)
 
 
 def test_a_decoder_that_learned_sixteen_pictures_draws_them_by_their_conditions(
