@@ -12,7 +12,7 @@ import io
 import json
 import tarfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +97,7 @@ def scene_figures(clip: clips.Clip) -> dict[str, float]:
         "scenes: mean cosine, planted wrong": float(wrong_cosine.mean()),
         "scenes: mean cosine, all unrelated": unrelated_mean(images, texts),
     }
-    return figures | swap_figures(clip, images, texts, held)
+    return figures | swap_figures(clip, images, texts, held) | shape_figures(clip, images, texts, held)
 
 
 def swap_figures(
@@ -127,6 +127,31 @@ def kind_of(scene: scenes.Scene, place: int, count: int) -> str:
     return "colours" if place == 0 and first.colour != second.colour else "sizes"
 
 
+def shape_figures(
+    clip: clips.Clip, images: NDArray[np.float32], texts: NDArray[np.float32], held: Sequence[scenes.Scene]
+) -> dict[str, float]:
+    """What colours give away in all other figures of scenes: which object has which shape, and which of eight it is."""
+    exchanged, renamed = [], []
+    for row, scene in enumerate(held):
+        shapes = [thing.shape for thing in scene.objects]
+        if len(set(shapes)) == 2:
+            exchanged.append((row, scenes.caption(scenes.reshaped(scene, shapes[::-1]), row)))
+        others = [scenes.reshaped(scene, [shape, *shapes[1:]]) for shape in scenes.SHAPES if shape != shapes[0]]
+        renamed += [(row, scenes.caption(other, row)) for other in others]
+
+    def below(pairs: Sequence[tuple[int, str]]) -> NDArray[np.bool_]:
+        rows = [row for row, _ in pairs]
+        wrong = np.sum(images[rows] * clip.encode_texts([text for _, text in pairs]), axis=1)
+        right: NDArray[np.bool_] = np.sum(images[rows] * texts[rows], axis=1) > wrong
+        return right
+
+    first = below(renamed).reshape(len(held), -1).all(axis=1)
+    return {
+        "scenes: true caption above its swap, shapes (not asked for)": float(below(exchanged).mean()),
+        f"scenes: first object's shape right among {len(scenes.SHAPES)} (not asked for)": float(first.mean()),
+    }
+
+
 def unrelated_mean(images: NDArray[np.float32], texts: NDArray[np.float32]) -> float:
     """Mean cosine of every picture with every other row's caption."""
     count = len(images)
@@ -142,21 +167,25 @@ def corpus_figures(clip: clips.Clip, folder: Path) -> dict[str, float]:
     with tarfile.open(folder / "images.tar") as tar:
         wanted = [member for member in tar if measured(member.name)]
         data = {member.name: tar.extractfile(member).read() for member in wanted}  # type: ignore[union-attr]
-    art = sorted((n for n in data if n.startswith("openclipart/")), key=lambda n: hashlib.sha256(n.encode()).digest())
-    order = np.random.default_rng(0).permutation(len(art))
-    chosen = [art[place] for place in order[:CLIPART]]
-    distinct = list({captions[art[place]]: art[place] for place in order}.values())
+    art, stamps = (shuffled(name for name in data if name.startswith(part)) for part in ("openclipart/", "stamps/"))
+    chosen, distinct = art[:CLIPART], list({captions[name]: name for name in art}.values())
     figures: dict[str, float] = {}
     for label, names, first in (
         (f"clip art, {CLIPART} held-out pictures", chosen, 10),
         (f"clip art, {len(distinct)} distinct captions", distinct, 10),
-        ("stamps", sorted(n for n in data if n.startswith("stamps/")), 10),
+        ("stamps", stamps, 10),
     ):
         texts = [captions[name] for name in names]
         images = clip.encode_images([simplejpeg.decode_jpeg(data[name]) for name in names])
         for key, value in pair_figures(images, clip.encode_texts(texts), texts, first).items():
             figures[f"{label}: {key}"] = value
     return figures
+
+
+def shuffled(names: Iterable[str]) -> list[str]:
+    """Names in a random order that is always the same: the next one's caption is a random one."""
+    ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    return [ordered[place] for place in np.random.default_rng(0).permutation(len(ordered))]
 
 
 def measured(name: str) -> bool:

@@ -1,7 +1,8 @@
 """Writes the two packed sets that the embedded CLIP is trained on: `python benchmarks/clip_sets.py OUT [--corpus DIR]`.
 
 `OUT/scenes`: mini-web scenes, train without and val with the held-out combinations. Of every third training scene only
-one object is drawn and told, with its place: sides are learned from one object before two. `OUT/clipart/curated`: the
+one object is drawn and told, with its place: sides are learned from one object before two. Wrong captions of the others
+have colours, shapes, sizes or the relation exchanged, or one shape told as another. `OUT/clipart/curated`: the
 corpus' clip art and emoji as `curate` leaves them, without the quarter whose path hashes below 64 and without what is
 within 8 bits of one of those by perceptual hash. The stamps are in neither.
 """
@@ -25,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import simplejpeg
 
-from pipeline.base import write_json
+from pipeline.base import file_sha256, write_json
 from pipeline.miniweb import scenes
 from pipeline.shards import FORMAT_VERSION, TarWriter, canonical_json, shard_name, write_parquet
 
@@ -52,11 +53,18 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=CORPUS)
     options = parser.parse_args()
     curate_clip_art(options.out, options.corpus)
+    write_scenes(options.out / "scenes", options.scenes)
+
+
+def write_scenes(folder: Path, count: int, val: int = VAL_SCENES) -> None:
+    """Write `folder` anew: train without, val with the held-out combinations, and a hash of every file."""
+    shutil.rmtree(folder, ignore_errors=True)
     counts = {
-        "val": write_split(options.out / "scenes" / "val", drawn(VAL_SCENES, VAL_SEED, held=True)),
-        "train": write_split(options.out / "scenes" / "train", drawn(options.scenes, TRAIN_SEED, held=False)),
+        "val": write_split(folder / "val", drawn(val, VAL_SEED, held=True)),
+        "train": write_split(folder / "train", drawn(count, TRAIN_SEED, held=False)),
     }
-    write_json(options.out / "scenes" / "dataset.json", {"format_version": FORMAT_VERSION, "counts": counts})
+    files = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.glob("*/*"))}
+    write_json(folder / "dataset.json", {"format_version": FORMAT_VERSION, "counts": counts, "files": files})
 
 
 def drawn(count: int, seed: int, held: bool) -> Iterator[Row]:
@@ -72,11 +80,22 @@ def drawn(count: int, seed: int, held: bool) -> Iterator[Row]:
         pixels = np.ascontiguousarray(np.asarray(scenes.draw(scene, side, only)))
         if only is None:
             told, wrong = scenes.caption(scene, variant), scenes.swaps(scene, variant)
+            wrong += [] if held else wrong_shapes(scene, index, variant)
         else:
             told, opposite = scenes.placed(scene, only, variant)
             wrong = [opposite]
         picture = simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling=sampling)
         yield Row(f"{seed}/{index}", picture, told, side, side, wrong)
+
+
+def wrong_shapes(scene: scenes.Scene, index: int, variant: int) -> list[str]:
+    """The caption with its shapes exchanged, and with one told as another: those that may be trained on."""
+    true = [thing.shape for thing in scene.objects]
+    place, shift = index % len(true), 1 + index // 2 % (len(scenes.SHAPES) - 1)
+    other = scenes.SHAPES[(scenes.SHAPES.index(true[place]) + shift) % len(scenes.SHAPES)]
+    told = [true[::-1], [other if n == place else shape for n, shape in enumerate(true)]]
+    others = [scenes.reshaped(scene, shapes) for shapes in told if shapes != true]
+    return [scenes.caption(other, variant) for other in others if not scenes.held_out(other)]
 
 
 def curate_clip_art(out: Path, corpus: Path) -> None:

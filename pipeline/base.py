@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import tomllib
 import unicodedata
 import warnings
@@ -70,7 +71,7 @@ def run_command(app: Callable[..., Any], name: str, interrupted: str) -> NoRetur
     except HeadraceError as error:
         code = _complain(error)
     except OSError as error:
-        known = disk_error(error, Path(error.filename or "the output"))
+        known = disk_error(error, Path(os.fsdecode(error.filename or "the output")))
         if not isinstance(known, HeadraceError):
             raise
         code = _complain(known)
@@ -111,12 +112,19 @@ def hush_libraries() -> None:
         warnings.simplefilter("ignore")
         sys.warnoptions.append("ignore")  # Python hands these to the processes it starts
     sys.unraisablehook = _unraisable
+    threading.excepthook = _in_thread
 
 
 def _unraisable(found: sys.UnraisableHookArgs) -> None:
     """A file that cannot be closed as it goes away: the write that failed before it has been told."""
     if not isinstance(found.exc_value, OSError):
         sys.__unraisablehook__(found)
+
+
+def _in_thread(found: threading.ExceptHookArgs) -> None:
+    """A write that failed in a library's thread: whom it was for is told, and tells."""
+    if not isinstance(found.exc_value, OSError):
+        threading.__excepthook__(found)
 
 
 def parse_config(kind: type[C], values: Mapping[str, Any], where: str) -> C:
@@ -176,6 +184,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, Path(error.filename or path.parent)) from error
+    try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -184,8 +195,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise disk_error(error, path) from error
     finally:
-        if temporary.exists():
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

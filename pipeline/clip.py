@@ -140,7 +140,8 @@ class Clip:
         import torch
 
         tokens = self.tokens(texts)
-        if not hasattr(self.model, "forward_intermediates") or hasattr(getattr(self.model, "text", None), "config"):
+        foreign = hasattr(getattr(self.model, "text", None), "config") or not hasattr(self.tokenizer, "eot_token_id")
+        if foreign or not hasattr(self.model, "forward_intermediates"):
             raise HeadraceError(
                 f"the text tower of CLIP {self.name} gives no token states",
                 hint="use a CLIP with open_clip's own text tower",
@@ -200,9 +201,7 @@ def load(name: str, device: str = "auto") -> Clip:
     Raises:
         HeadraceError: code 3 where there is no such CLIP, or none to be had offline; code 2 where it is broken.
     """
-    import torch
-
-    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    chosen = _device(device)
     folder = MINI if name == "mini" else Path(name)
     if folder.is_dir():
         return _load_directory("mini" if name == "mini" else folder.resolve().name, folder, chosen)
@@ -214,6 +213,19 @@ def load(name: str, device: str = "auto") -> Clip:
             code=MISSING,
         )
     return _load_pretrained(name, architecture, pretrained, chosen)
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    there = torch.cuda.device_count()
+    try:
+        chosen = torch.device(("cuda" if there else "cpu") if name == "auto" else name)
+    except RuntimeError:
+        raise HeadraceError(f"there is no device called {name}", hint="give auto, cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= there:
+        raise HeadraceError(f"there is no {name} here: torch sees {there} GPUs", hint="give auto or cpu", code=MISSING)
+    return chosen
 
 
 @contextmanager
@@ -252,11 +264,24 @@ def _load_directory(name: str, folder: Path, device: torch.device) -> Clip:
     except Exception as error:
         raise _no_clip(folder, f"open_clip cannot build it ({_first_line(error)})") from error
     try:
+        _check_shapes(model, weights)
         open_clip.load_checkpoint(model, str(weights))
     except Exception as error:
         reason = f"its weights do not fit its config ({_first_line(error)})"
         raise _no_clip(folder, reason) from error
     return Clip(name, model.eval(), tokenizer, weights, device)
+
+
+def _check_shapes(model: Any, weights: Path) -> None:
+    """Raise where a tensor has another shape: open_clip would stretch positional embeddings to what the config says."""
+    from safetensors import safe_open
+
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    with safe_open(weights, framework="pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    for name in sorted(expected.keys() & found.keys()):
+        if expected[name] != found[name]:
+            raise ValueError(f"{name} is {found[name]}, not {expected[name]}")
 
 
 def _load_pretrained(name: str, architecture: str, pretrained: str, device: torch.device) -> Clip:

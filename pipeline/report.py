@@ -185,7 +185,6 @@ def render(page: Mapping[str, Any]) -> str:
 
 def _printable(value: Any) -> Any:
     """Every text that goes into the page, with its control and direction characters spelled out."""
-
     return "\n".join(map(spelled_out, value.split("\n"))) if type(value) is str else value
 
 
@@ -299,7 +298,6 @@ def _thumbnails(data: DataDir, pictures: Sequence[Picture]) -> dict[str, str]:
 
 def _failures(seen: Examined) -> list[dict[str, Any]]:
     """Every way in which there came no picture, with two rows it happened to."""
-
     failed = [reason for reason in seen.counts if reason.startswith(("fetch:", "image:"))]
     examples: dict[str, list[tuple[str, str]]] = {reason: [] for reason in failed}
     columns = (seen.rows[name].to_pylist() for name in ("uid", "reason", "url", "error_message"))

@@ -17,13 +17,18 @@ if TYPE_CHECKING:
 COARSE_GROUPS = 4
 FRAME_WIDTH = 0.1
 
-# Words of one group are exchanged for each other where a caption holds two different ones of them.
+# Words of one group are exchanged for each other where a caption holds two of them that differ in meaning.
 EXCHANGED = (
     ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey", "gray"),
     ("small", "large", "big", "little", "tiny", "huge"),
 )
+SYNONYMS = {"big": "large", "huge": "large", "little": "small", "tiny": "small", "gray": "grey"}
 # Words that are replaced by their opposite, all of one pair at once.
 OPPOSITES = (("left", "right"), ("above", "below"), ("top", "bottom"), ("over", "under"))
+JOINED = re.compile(r"\w+(?:(?:\s+(?:and|or)\s+|\s*[/&-]\s*)\w+)+")
+# What is in sentences and in no keyword.
+FUNCTION_WORD = re.compile(r"\b(an?|and|are|at|but|by|for|from|in|is|it|not|on|or|that|the|this|to|was|with)\b", re.I)
+KEYWORD_WORDS = 3  # of a keyword, at most
 # What makes a caption false of the mirrored picture: sides, and things that have one in pictures of them.
 SIDED = re.compile(
     r"\b(left|right|east|west)|clockwise|o.?clock|quarter|crescent|gibbous|\b(flag|letter|keycap|number)s?\b", re.I
@@ -93,12 +98,22 @@ def _coarsened(pictures: torch.Tensor, share: float, draws: torch.Tensor) -> tor
 
 
 def vary_caption(caption: str, drop_parts: float, rng: np.random.Generator) -> str:
-    """A keyword caption (three parts or more between commas) without some of its parts, in another order."""
-    parts = [part.strip() for part in caption.split(",") if part.strip()]
-    if len(parts) < 3 or rng.random() >= drop_parts:
+    """A keyword caption without some of its parts, in another order; a sentence as it is."""
+    parts = keywords(caption)
+    if not parts or rng.random() >= drop_parts:
         return caption
     kept = [part for part in parts if rng.random() < 0.7] or [parts[0]]
     return ", ".join(kept[i] for i in rng.permutation(len(kept)))
+
+
+def keywords(caption: str) -> list[str]:
+    """The parts of a keyword caption, three or more between commas; of a sentence, none.
+
+    The first may be a title of any length; the others are a few words each, none of which makes sentences.
+    """
+    parts = [part.strip() for part in caption.split(",") if part.strip()]
+    plain = all(len(part.split()) <= KEYWORD_WORDS and not FUNCTION_WORD.search(part) for part in parts[1:])
+    return parts if len(parts) >= 3 and plain else []
 
 
 def names_side(caption: str) -> bool:
@@ -107,17 +122,33 @@ def names_side(caption: str) -> bool:
 
 
 def swapped_captions(caption: str) -> list[str]:
-    """The caption with colours, sizes or sides exchanged; empty where it has nothing to exchange."""
+    """The caption with colours, sizes or sides exchanged; empty where it has nothing to exchange, or where that
+    would say the same again ("black and white", or keywords in another order).
+    """
     words = re.findall(r"[a-z]+", caption.lower())
     changes: list[dict[str, str]] = []
     for group in EXCHANGED:
-        found = [word for word in dict.fromkeys(words) if word in group]
+        found: dict[str, str] = {}
+        for word in words:
+            if word in group:
+                found.setdefault(SYNONYMS.get(word, word), word)
         if len(found) >= 2:
-            changes.append({found[0]: found[1], found[1]: found[0]})
+            one, other, *_ = found.values()
+            changes.append({one: other, other: one})
     for one, other in OPPOSITES:
         if one in words or other in words:
             changes.append({one: other, other: one})
-    return [_exchange(caption, change) for change in changes]
+    swaps = [_exchange(caption, change) for change in changes]
+    return [swap for swap in swaps if _said(swap) != _said(caption)]
+
+
+def _said(caption: str) -> list[str]:
+    """A caption's parts between commas, sorted, in each of them the words that "and" and the like join, sorted."""
+
+    def ordered(joined: re.Match[str]) -> str:
+        return " ".join(sorted(re.findall(r"\w+", joined.group())))
+
+    return sorted(JOINED.sub(ordered, part.strip()) for part in caption.lower().split(","))
 
 
 def _exchange(caption: str, change: dict[str, str]) -> str:

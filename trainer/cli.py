@@ -284,17 +284,16 @@ def _end_of_training(out: Path, done: bool) -> None:
 
 def _open(run: Path | None, clip: str | None, out: Path | None) -> tuple[Path, UnClip]:
     """The run, ready to draw into `out`; a place that cannot be written to is told now, not when all is drawn."""
+    from trainer.pictures import FOLDER
     from trainer.unclip import load, newest_run
 
     run = run or newest_run(Path("runs"))
-    place = out or run
-    while not place.exists():
-        place = place.parent
+    loaded = load(run, clip)
+    folder = out or run / FOLDER
+    place = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     if not place.is_dir() or not os.access(place, os.W_OK):
-        raise HeadraceError(
-            f"cannot write into {out or run}: {place} is closed or no folder", hint="give another --out"
-        )
-    return run, load(run, clip)
+        raise HeadraceError(f"cannot write into {folder}: {place} is closed or no folder", hint="give another --out")
+    return run, loaded
 
 
 def _how(steps: int | None, guidance: float | None) -> How:

@@ -22,8 +22,14 @@ def write_model(folder: Path, config: ClipConfig, weights: Mapping[str, Tensor])
     from safetensors.torch import save
 
     half = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in weights.items()}
-    write_json(folder / CONFIG, {"model_cfg": config.model_cfg, "preprocess_cfg": config.preprocess_cfg})
+    write_config(folder, config)
     write_bytes(folder / WEIGHTS, save(half))
+
+
+def write_config(folder: Path, config: ClipConfig) -> None:
+    """Write what open_clip builds a model from."""
+    preprocess = config.preprocess_cfg.model_dump(mode="json")
+    write_json(folder / CONFIG, {"model_cfg": config.model_cfg, "preprocess_cfg": preprocess})
 
 
 def write_card(

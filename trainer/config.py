@@ -6,7 +6,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -38,7 +38,7 @@ class ClipTraining(Config):
     """How a CLIP is trained. Rates are per step; `batch` is shared among the sets by `shares`."""
 
     batch: int = Field(default=384, ge=2)
-    shares: tuple[float, ...] = ()  # of the batch, one number per --shards; equal where empty
+    shares: tuple[Annotated[float, Field(gt=0)], ...] = ()  # of the batch, one number per --shards; equal where empty
     steps: int = Field(default=4000, ge=1)  # the length of the cosine; --max-minutes may end a run before it
     learning_rate: float = Field(default=1.5e-3, gt=0)  # of embeddings, vectors and scalars, by AdamW
     matrix_rate: float = Field(default=5e-3, gt=0)  # of matrices and kernels, by Muon
@@ -58,20 +58,30 @@ class ClipTraining(Config):
     augmentation: Augmentation = Augmentation()
 
 
+class ClipPreprocess(Config):
+    """open_clip's `preprocess_cfg`: how a picture becomes the image tower's input."""
+
+    mean: tuple[float, float, float]  # of red, green and blue in [0, 1]
+    std: tuple[float, float, float]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    fill_color: int = Field(default=0, ge=0, le=255)  # grey level around a picture, with `longest`
+
+
 class ClipConfig(Config):
-    """A small JSON file: open_clip's `model_cfg` and `preprocess_cfg` as they are, and how to train."""
+    """A small JSON file: open_clip's `model_cfg` as it is, its `preprocess_cfg`, and how to train."""
 
     model_cfg: dict[str, Any]
-    preprocess_cfg: dict[str, Any]
+    preprocess_cfg: ClipPreprocess
     training: ClipTraining = ClipTraining()
 
 
 def read_clip_config(path: Path) -> ClipConfig:
     """Read a CLIP's JSON config; one that is missing, damaged or has unknown keys is a `HeadraceError`."""
+    if not path.is_file():
+        raise HeadraceError(f"there is no config {path}", hint="check --config", code=MISSING)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise HeadraceError(f"there is no config {path}", hint="check --config", code=MISSING) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise HeadraceError(f"{path} is not valid JSON: {error}", hint="correct that line") from None
     return parse_config(ClipConfig, values, str(path))

@@ -74,6 +74,8 @@ def open_set(folder: Path, split: str) -> PackedSet:
         hint = "pack it again with this version"
         raise HeadraceError(f"{folder} has format {version}, not {FORMAT_VERSION}", hint=hint, code=REFUSED)
     tables = [read_parquet(path, _columns(path)) for path in shard_files(folder / split, "parquet")]
+    if any("caption" not in table.column_names for table in tables):
+        raise HeadraceError(f"{folder}/{split} has no column `caption`", hint="pack a set with captions")
     rows = sum(len(table) for table in tables)
     if rows == 0:
         hint = (
@@ -106,11 +108,14 @@ def _columns(path: Path) -> list[str]:
 
 def check_tars(packed: PackedSet) -> None:
     """Raise where a tar is missing, or shorter than its table says: before anything is learned."""
-    for number, path in enumerate(packed.tars):
-        here = packed.shard == number
+    import numpy as np
+
+    ends = np.zeros(len(packed.tars), dtype=np.int64)
+    np.maximum.at(ends, packed.shard, packed.offset + packed.length)
+    for path, end in zip(packed.tars, ends, strict=True):
         if not path.is_file():
             raise _damaged(path, "no such file")
-        if path.stat().st_size < int((packed.offset[here] + packed.length[here]).max(initial=0)):
+        if path.stat().st_size < end:
             raise _damaged(path, "it is cut short")
 
 

@@ -61,7 +61,7 @@ class HeldOut:
     """The rows of `val` that are drawn, one per distinct caption, and those of `train` that they are compared with."""
 
     sets: Sets
-    trained: Path  # the set whose `train` the figures are compared with
+    compared: Path  # the set whose `train` the figures are compared with
     rows: NDArray[np.int64]
     too_long: int  # captions passed over, since the CLIP would read only a part of them
 
@@ -96,8 +96,9 @@ def evaluate(asked: EvalRun, say: Say) -> dict[str, Any]:
     held = held_out(asked, unclip.clip)
     if not independent:
         say(f"note: the judge, CLIP {judge.name}, is the one that conditioned the run; give another by --judge")
-    if held.trained != Path(read_run(asked.run)["shards"]):
-        say(f"note: the set that was trained on is gone; compared with {held.trained}, which was not trained on")
+    if (own := Path(read_run(asked.run)["shards"])) != held.compared:
+        instead = f"compared with the training part of {held.compared}"
+        say(f"note: the set that was trained on is no longer at {own}; {instead}")
     drawn = drawn_samples(unclip, held.captions, asked, say)
     say("judging")
     figures, details = judged(judge, drawn, held, asked.seed)
@@ -105,7 +106,7 @@ def evaluate(asked: EvalRun, say: Say) -> dict[str, Any]:
     metrics = {
         "run": str(asked.run),
         "set": str(asked.shards or read_run(asked.run)["shards"]),
-        "compared_with": str(held.trained),
+        "compared_with": str(held.compared),
         "pictures": len(drawn),
         "captions_too_long": held.too_long,
         "seed": asked.seed,

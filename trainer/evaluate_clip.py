@@ -85,13 +85,18 @@ def swap_share(
 
 
 def held_out_figures(clip: Clip, packed: PackedSet, pictures: Pictures) -> dict[str, float]:
-    """The figures of a held-out set, on its first rows."""
+    """The figures of a held-out set, on its first rows with a caption, and how many those are.
+
+    Without two different captions there is nothing to tell apart, and that number is all.
+    """
     import numpy as np
 
-    rows = np.arange(min(len(packed), EVALUATED))
+    rows = np.array([row for row, text in enumerate(packed.captions) if text.strip()][:EVALUATED])
     captions = [packed.captions[row] for row in rows]
+    if len(set(captions)) < 2:
+        return {"rows": len(rows)}
     images = clip.encode_images(pictures.take(rows))
     texts = clip.encode_texts(captions)
     figures = pair_figures(images, texts, captions, first=10)
     swapped = swap_share(clip, images, texts, [packed.swaps[row] for row in rows])
-    return figures | ({} if swapped is None else {"true_above_swap": swapped})
+    return {"rows": len(rows), **figures, **({} if swapped is None else {"true_above_swap": swapped})}

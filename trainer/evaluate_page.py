@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base import write_bytes
+from pipeline.base import spelled_out, write_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,6 +96,4 @@ def _data_uri(picture: NDArray[np.uint8]) -> str:
 
 def _printable(value: Any) -> Any:
     """Every text that goes into the page, with its control and direction characters spelled out."""
-    if type(value) is not str:
-        return value
-    return "".join(c if c.isprintable() or c in "\n\u00a0" else f"\\u{ord(c):04x}" for c in value)
+    return "\n".join(map(spelled_out, value.split("\n"))) if type(value) is str else value

@@ -22,7 +22,7 @@ from trainer.data import check_tars
 from trainer.decoder import DecoderConfig
 from trainer.embedded import check_identity
 from trainer.log import Log
-from trainer.loop import Loop, any_process, check_batch, is_done, is_late
+from trainer.loop import STATE, Loop, any_process, check_batch, is_done, is_late
 from trainer.prior import PriorConfig
 from trainer.saved import NAMES, Name, write_run
 from trainer.sets import Sets, Split
@@ -107,16 +107,23 @@ def fit(run: FitRun, say: Say) -> bool:
         say(f"{len(sets.train.rows)} samples, {len(sets.val.rows)} held out, CLIP {clip.name}, {place.device}")
         for name in run.only:
             check_sizes(_model(name, run.config))
-            check_batch(name, getattr(run.config, name).training, place)
-        if set(run.only) != {"prior"}:
-            for split in (sets.train, sets.val):
-                check_tars(split.packed)
         plans = {name: _plan(name, run, clip, deadline) for name in run.only}
         done = {name for name, plan in plans.items() if is_done(plan)}  # raises where a state is of another run
+        _check_ahead({name: plan for name, plan in plans.items() if name not in done}, run.config, sets, place)
         if place.leads:
             write_toml(run.out / RESOLVED, _resolved(run))
             write_run(run.out, clip_name, clip.identity, str(run.shards))
         return _fit_all(run, plans, done, sets, place, say)
+
+
+def _check_ahead(plans: Mapping[Name, Plan], config: RunConfig, sets: Sets, place: Place) -> None:
+    """Raise now what would end the training of one model after that of another."""
+    for name, plan in plans.items():
+        if name != "prior" or config.prior.kind != "linear":
+            check_batch(name, plan.training, place)
+    if plans.keys() - {"prior"}:
+        for split in (sets.train, sets.val):
+            check_tars(split.packed)
 
 
 def _plan(name: Name, run: FitRun, clip: Clip, deadline: float | None) -> Plan:
@@ -192,7 +199,8 @@ def _keep_closed_form(task: PriorTask, place: Place, say: Say) -> bool:
 def _check(run: FitRun) -> None:
     there = [name for name in run.only if (run.out / name / saved.WEIGHTS).is_file()]
     if there and not run.resume:
-        hint = "add --resume to continue it, or give another --out"
+        stopped = (run.out / there[0] / STATE).is_file()
+        hint = "add --resume to continue it, or give another --out" if stopped else "give another --out"
         raise HeadraceError(f"{run.out} already holds a {there[0]}", hint=hint, code=REFUSED)
     if run.resume and not (run.out / RESOLVED).is_file():
         raise HeadraceError(f"there is nothing to resume in {run.out}", hint="leave out --resume", code=REFUSED)

@@ -16,15 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base import REFUSED, HeadraceError, digest, write_json
+from pipeline.base import REFUSED, HeadraceError, digest
 from trainer import augment, checkpoint
-from trainer.clip_files import CONFIG, WEIGHTS, write_card, write_model
+from trainer.clip_files import CONFIG, WEIGHTS, write_card, write_config, write_model
 from trainer.config import ClipConfig
 from trainer.contrast import centre_loss, encode_texts, threshold_loss
 from trainer.evaluate_clip import held_out_figures
 from trainer.log import Log
+from trainer.loop import interruptible
 from trainer.optim import MuonAdamW, split_parameters
 from trainer.sources import Source, decoded, draw, open_sources
+from trainer.speed import half_precision
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +56,7 @@ def fit(run: Run, say: Callable[[str], None]) -> bool:
 
     Raises:
         HeadraceError: sets that cannot be trained on, an `out` of another run, a state of another config.
+        KeyboardInterrupt: asked to end; the state is saved.
     """
     import torch
 
@@ -67,15 +70,25 @@ def fit(run: Run, say: Callable[[str], None]) -> bool:
     if run.resume:
         trainer.restore()
         say(f"resumed at step {trainer.step}")
+    with interruptible() as asked:
+        _train(run, trainer, asked.is_set, say)
+    if asked.is_set():
+        raise KeyboardInterrupt
+    return trainer.step >= run.config.training.steps
+
+
+def _train(run: Run, trainer: Trainer, stopping: Callable[[], bool], say: Callable[[str], None]) -> None:
+    """Train to the end, the time or until asked to stop, with figures and a checkpoint now and then, and at the end."""
     log = Log(run.out / LOGS, trainer.step)
     started = time.monotonic()
     steps, every, first = run.config.training.steps, run.config.training.evaluate_every, trainer.step
+    batch = sum(source.batches.size for source in trainer.sources)
     while trainer.step < steps:
         began = time.monotonic()
         numbers = trainer.train_step()
-        numbers["samples_per_s"] = round(run.config.training.batch / (time.monotonic() - began), 1)
+        numbers["samples_per_s"] = round(batch / (time.monotonic() - began), 1)
         spent = (time.monotonic() - started) / 60
-        last = trainer.step == steps or (run.minutes is not None and spent >= run.minutes)
+        last = trainer.step == steps or stopping() or (run.minutes is not None and spent >= run.minutes)
         if trainer.step % 10 == 0 or last:
             log.write(trainer.step, numbers)
             left = (steps - trainer.step) * spent / (trainer.step - first)
@@ -92,7 +105,6 @@ def fit(run: Run, say: Callable[[str], None]) -> bool:
         if last:
             break
     log.close()
-    return trainer.step >= steps
 
 
 class Trainer:
@@ -130,7 +142,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["peak"]
         self.model.train()
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half_precision(self.device)):
             images = self.model.encode_image(self._input(small), normalize=True)
             tokens = self.clip.tokens([*drawn.captions, *drawn.wrong]).to(self.device)
             texts = encode_texts(self.model, tokens)
@@ -265,6 +277,8 @@ def run_digest(run: Run) -> str:
 
 
 def _check_out(run: Run) -> None:
+    if not run.resume and (run.out / WEIGHTS).is_file() and not (run.out / STATE).is_file():
+        raise HeadraceError(f"{run.out} already holds a CLIP", hint="give another --out", code=REFUSED)
     there = (run.out / STATE).is_file()
     if run.resume and not there:
         raise HeadraceError(f"there is nothing to resume in {run.out}", hint="leave out --resume", code=REFUSED)
@@ -275,8 +289,7 @@ def _check_out(run: Run) -> None:
 
 def _check_same(run: Run) -> None:
     """Raise unless the state in `run.out` is of this config, seed and sets; nothing was written yet."""
-    _, scalars = checkpoint.load(run.out / STATE)
-    if scalars["run"] != run_digest(run):
+    if checkpoint.scalars(run.out / STATE)["run"] != run_digest(run):
         raise HeadraceError(
             f"{run.out} was trained with another config, seed or sets",
             hint="give the same --config, --seed and --shards, or another --out",
@@ -291,8 +304,7 @@ def _build(run: Run, device: torch.device) -> Clip:
 
     from pipeline.clip import Clip, quiet
 
-    config = {"model_cfg": run.config.model_cfg, "preprocess_cfg": run.config.preprocess_cfg}
-    write_json(run.out / CONFIG, config)
+    write_config(run.out, run.config)
     torch.manual_seed(run.seed)
     try:
         with quiet():
@@ -300,8 +312,13 @@ def _build(run: Run, device: torch.device) -> Clip:
             model = open_clip.create_model(name, device=device, load_weights=False, pretrained_text=False)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{run.out}")
     except Exception as error:
+        (run.out / CONFIG).unlink()
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise HeadraceError(
-            f"open_clip cannot build the model of this config: {error}", hint="correct `model_cfg`"
+            f"open_clip cannot build the model of this config: {why}", hint="correct `model_cfg`"
         ) from error
+    if not isinstance(tokenizer, open_clip.SimpleTokenizer):
+        hint = "leave `hf_tokenizer_name` out of `model_cfg.text_cfg`"
+        raise HeadraceError("a CLIP is trained with open_clip's own tokenizer only", hint=hint)
     model.visual.to(memory_format=torch.channels_last)
     return Clip(run.out.name, model, tokenizer, run.out / WEIGHTS, device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from pipeline.base import disk_error, write_bytes
@@ -38,9 +38,8 @@ class Log:
 
     def close(self) -> None:
         """Flush both; on a full disk a `HeadraceError`."""
-        with _told(self._path):
+        with _told(self._path), closing(self._board):
             self._file.close()
-            self._board.close()
 
 
 @contextmanager

@@ -12,10 +12,10 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,9 @@ from trainer.speed import matrix_speed, operations
 from trainer.task import Place, Plan, Task, Tensors, Training, cut
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
+T = TypeVar("T")
 STATE = "state.safetensors"
 AHEAD = 2  # batches that are read while a GPU learns from another
 LEVELS = 4  # noise levels that losses are told apart by
@@ -70,8 +69,8 @@ class Loop:
             self.restore()
         steps = self.plan.training.steps
         self._prepare()
-        with closing(self._batches()) as batches, interruptible() as asked, self._log() as log:
-            stop = False
+        with interruptible() as asked, self._log() as log:
+            batches, stop = self._batches(), False
             while self.step < steps and not stop:
                 began = time.perf_counter()
                 try:
@@ -152,7 +151,8 @@ class Loop:
 
     def restore(self) -> None:
         """Continue from the state in the folder; one of another config, seed or set is refused."""
-        tensors, scalars = load_state(self.plan)
+        scalars = _scalars(self.plan)
+        tensors, _ = checkpoint.load(self.plan.folder / STATE)
         self.model.load_state_dict(checkpoint.section(tensors, "model"))
         saved = checkpoint.section(tensors, "average")
         self.average = {name: checkpoint.like(value, saved[name]) for name, value in self.average.items()}
@@ -178,7 +178,7 @@ class Loop:
         count = sum(p.numel() for p in self.model.parameters()) / 1e6
         self.say(f"{self.task.name}: {count:.2f}M parameters, {self.cost / 1e9:.3g} GFLOP per sample")
 
-    def _batches(self) -> Generator[Tensors, None, None]:
+    def _batches(self) -> Iterator[Tensors]:
         """The batches of the steps to come, read ahead where a GPU learns.
 
         On a CPU they are read in turn: the threads of torch that two threads of Python start get in each other's way,
@@ -189,17 +189,7 @@ class Loop:
             return self.task.read(self._rows(step))
 
         steps = range(self.step, self.plan.training.steps)
-        if self.place.device.type == "cpu":
-            yield from map(read, steps)
-            return
-        with ThreadPoolExecutor(1) as pool:
-            reading: deque[Future[Tensors]] = deque()
-            for step in steps:
-                reading.append(pool.submit(read, step))
-                if len(reading) > AHEAD:
-                    yield reading.popleft().result()
-            for last in reading:
-                yield last.result()
+        return map(read, steps) if self.place.device.type == "cpu" else read_ahead(read, steps, AHEAD)
 
     def _rows(self, step: int) -> NDArray[Any]:
         return self.draws.rows(step)[self.place.rank * self.own :][: self.own]
@@ -275,6 +265,18 @@ class Loop:
         return any_process(self.place, asked or is_late(self.plan.deadline))
 
 
+def read_ahead(read: Callable[[int], T], steps: Iterable[int], most: int) -> Iterator[T]:
+    """What `read` gives for each step, in order, with `most` more read in another thread; its errors come in turn."""
+    with ThreadPoolExecutor(1) as pool:
+        reading: deque[Future[T]] = deque()
+        for step in steps:
+            reading.append(pool.submit(read, step))
+            if len(reading) > most:
+                yield reading.popleft().result()
+        while reading:
+            yield reading.popleft().result()
+
+
 def check_batch(name: str, training: Training, place: Place) -> None:
     """Raise where a batch cannot be shared among the processes, or a process's share among its parts."""
     batch, part = training.batch, training.part
@@ -297,25 +299,20 @@ def any_process(place: Place, said: bool) -> bool:
     return bool(flag)
 
 
-def load_state(plan: Plan) -> tuple[Tensors, dict[str, Any]]:
-    """The state in the plan's folder; one of another config, seed, set or CLIP is a `HeadraceError`."""
+def is_done(plan: Plan) -> bool:
+    """Whether a run to be resumed has taken all its steps; a state of another run is a `HeadraceError`."""
+    there = plan.resume and (plan.folder / STATE).is_file()
+    return there and bool(_scalars(plan)["step"] >= plan.training.steps)
+
+
+def _scalars(plan: Plan) -> dict[str, Any]:
+    """The scalars of the plan's state; of one of another config, seed, set or CLIP a `HeadraceError`."""
     path = plan.folder / STATE
-    return checkpoint.load(path)[0], _checked(path, plan)
-
-
-def _checked(path: Path, plan: Plan) -> dict[str, Any]:
-    """The scalars of a state, if it is the plan's."""
     scalars = checkpoint.scalars(path)
     if scalars["run"] != plan.digest:
         hint = "give the same config, --seed and --shards, or another --out"
         raise HeadraceError(f"{path} is of another config, seed, set or CLIP", hint=hint, code=REFUSED)
     return scalars
-
-
-def is_done(plan: Plan) -> bool:
-    """Whether a run to be resumed has taken all its steps."""
-    path = plan.folder / STATE
-    return plan.resume and path.is_file() and _checked(path, plan)["step"] >= plan.training.steps
 
 
 def by_level(losses: Tensor, t: Tensor, timesteps: int = 1000) -> Tensors:

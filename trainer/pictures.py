@@ -79,7 +79,6 @@ def write_sheet(
     folder: Path,
     rows: Mapping[str, Mapping[str, NDArray[np.uint8]]],
     columns: Sequence[str] = (),
-    notes: Mapping[str, str] | None = None,
 ) -> Path:
     """Write every picture as NAME.png, and `grid.png` with a row per label; returns the grid's path.
 
@@ -87,9 +86,9 @@ def write_sheet(
     """
     for label, pictures in rows.items():
         for name, picture in pictures.items():
-            write_png(folder / f"{name}.png", picture, {"text": label, **(notes or {})})
+            write_png(folder / f"{name}.png", picture, {"text": label})
     sheet = folder / "grid.png"
-    write_png(sheet, grid([list(row.values()) for row in rows.values()], list(rows), columns), notes or {})
+    write_png(sheet, grid([list(row.values()) for row in rows.values()], list(rows), columns), {})
     return sheet
 
 

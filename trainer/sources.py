@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.clip import Clip
 
 CHECKED = 10_000  # distinct captions whose length is looked at, at most
+WRONG = 2  # of a picture's wrong captions that a step sees, at most: texts cost as much as pictures
 ROOM = 1.125  # training pictures are kept this much larger than the input, for crops
 
 
@@ -99,7 +100,10 @@ def decoded(opened: Opened, clip: Clip, say: Callable[[str], None]) -> Source:
 
 
 def draw(sources: Sequence[Source], step: int, drop_parts: float, rng: np.random.Generator) -> Drawn:
-    """What a step learns from: a pure function of its arguments."""
+    """What a step learns from: a pure function of its arguments.
+
+    No caption comes twice where the rows' own do not: one that would, cut, is left whole.
+    """
     import torch
 
     pictures: list[Tensor] = []
@@ -107,14 +111,18 @@ def draw(sources: Sequence[Source], step: int, drop_parts: float, rng: np.random
     sided: list[bool] = []
     owners: list[int] = []
     wrong: list[str] = []
-    for source in sources:
-        rows = source.batches.rows(step)
+    chosen = [(source, source.batches.rows(step)) for source in sources]
+    taken = {source.train.captions[row] for source, rows in chosen for row in rows}
+    for source, rows in chosen:
         pictures.append(source.pictures.take(rows))
         for row in rows.tolist():
             caption, told = source.train.captions[row], source.train.swaps[row]
             # Cut before its words are exchanged: a swap that names what the caption leaves unsaid would name a truth.
             varied = caption if told else augment.vary_caption(caption, drop_parts, rng)
+            varied = caption if varied in taken else varied
+            taken.add(varied)
             swaps = told if source.train.tells_swaps else augment.swapped_captions(varied)
+            swaps = [swaps[n] for n in sorted(rng.permutation(len(swaps))[:WRONG])]
             owners += [len(captions)] * len(swaps)
             wrong += swaps
             sided.append(augment.names_side(caption))  # all of it: what goes unsaid may still be seen

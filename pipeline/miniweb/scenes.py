@@ -6,6 +6,7 @@ files or faults.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.miniweb.captions import caption, exchanged, placed
@@ -40,6 +41,7 @@ __all__ = [
     "draw",
     "held_out",
     "placed",
+    "reshaped",
     "scene",
     "swaps",
     "wrong_caption",
@@ -94,6 +96,11 @@ def swaps(scene: Scene, variant: int) -> list[str]:
     """
     others = exchanged(scene, variant)
     return [caption(other, variant) for other in others if held_out(scene) or not held_out(other)]
+
+
+def reshaped(scene: Scene, shapes: Sequence[str]) -> Scene:
+    """The scene with other shapes, one for each object, all else as it was."""
+    return replace(scene, objects=tuple(replace(o, shape=s) for o, s in zip(scene.objects, shapes, strict=True)))
 
 
 def differences(one: Scene, other: Scene) -> int:

@@ -1,7 +1,4 @@
-"""Hostile text made fit to look at: captions, URLs and names that come from anywhere.
-
-It knows neither HTML nor terminals: who writes a page still escapes, who writes a line still counts its width.
-"""
+"""Hostile text made fit for tables: cells that no spreadsheet runs, and the hosts of URLs that come from anywhere."""
 
 from __future__ import annotations
 

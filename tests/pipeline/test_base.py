@@ -5,13 +5,27 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from pydantic import Field
 
 from pipeline import base
-from pipeline.base import Config, HeadraceError, atomic_path, digest, parse_config, read_json, read_toml, write_toml
+from pipeline.base import (
+    Config,
+    HeadraceError,
+    atomic_path,
+    digest,
+    parse_config,
+    read_json,
+    read_toml,
+    run_command,
+    visible,
+    write_bytes,
+    write_toml,
+)
 
 
 class Inner(Config):
@@ -86,3 +100,38 @@ def test_digest_ignores_key_order_only() -> None:
 def test_errors_cross_process_borders_whole() -> None:
     error = pickle.loads(pickle.dumps(HeadraceError("m", "h", 4)))  # noqa: S301
     assert (error.message, error.hint, error.code) == ("m", "h", 4)
+
+
+def test_visible_is_bounded() -> None:
+    assert visible("x" * 1_000_000, 10) == "x" * 9 + "…"
+    assert visible("👩\u200d🚀", 10) == "👩\u200d🚀"
+
+
+def test_what_cannot_be_written_names_what_stands_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("")
+    with pytest.raises(HeadraceError, match=r"cannot write \S+/f: file exists"):
+        write_bytes(tmp_path / "f" / "a.csv", b"")
+    assert (tmp_path / "f").read_text() == ""
+
+
+@pytest.mark.parametrize("name", ["there", b"there"])  # tensorflow's files and ours name themselves differently
+def test_a_command_tells_a_disk_that_is_full(name: str | bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    def command(_arguments: list[str], standalone_mode: bool) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", name)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
+        patch.setattr(base, "hush_libraries", lambda: None)
+        run_command(command, "curate", "go on")
+    assert caught.value.code == 1
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == "error: cannot write there: no space left on device" and hint.startswith("hint: free some space")
+
+
+def test_a_full_disk_in_a_librarys_thread_is_told_once() -> None:
+    code = (
+        "import threading; from pipeline.base import hush_libraries; hush_libraries()\n"
+        "def fails(kind): raise kind('of a thread')\n"
+        "for kind in (OSError, ValueError):\n    t = threading.Thread(target=fails, args=(kind,)); t.start(); t.join()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "OSError" not in done.stderr and "ValueError: of a thread" in done.stderr

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.base import HeadraceError
-from pipeline.clip import BATCH, Clip, Preprocess, load
+from pipeline.clip import BATCH, MINI, Clip, Preprocess, load
+from trainer.evaluate_clip import auc
 
 TINY: dict[str, dict[str, Any]] = {
     "model_cfg": {
@@ -23,6 +24,8 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.25, 0.2], "resize_mode": "squash"},
 }
+LONG_TEXTS = {**TINY["model_cfg"], "text_cfg": {**TINY["model_cfg"]["text_cfg"], "context_length": 24}}
+LONGER = json.dumps({**TINY, "model_cfg": LONG_TEXTS})
 
 
 def write_clip(folder: Path, config: dict[str, dict[str, Any]]) -> Path:
@@ -140,6 +143,7 @@ def test_identity_is_json_and_names_the_weights(clip: Clip, folder: Path) -> Non
         (json.dumps({"model_cfg": {"embed_dim": 3}}), "does not describe a CLIP"),
         (json.dumps({"model_cfg": {**TINY["model_cfg"], "text_cfg": {"frobnicate": 1}}}), "cannot build it"),
         (json.dumps({**TINY, "model_cfg": {**TINY["model_cfg"], "embed_dim": 24}}), "do not fit its config"),
+        (LONGER, r"do not fit its config \(positional_embedding is"),
     ],
 )
 def test_a_directory_that_is_no_clip_is_one_sentence(
@@ -160,6 +164,29 @@ def test_missing_and_damaged_weights(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"not weights")
     with pytest.raises(HeadraceError, match="is no CLIP"):
         load(str(tmp_path))
+
+
+def test_a_device_that_is_not_there_is_one_sentence() -> None:
+    with pytest.raises(HeadraceError, match="there is no cuda:99 here"):
+        load("mini", device="cuda:99")
+    with pytest.raises(HeadraceError, match="no device called gpu"):
+        load("mini", device="gpu")
+
+
+def test_the_embedded_clip_is_small_half_precision_and_plain_open_clips() -> None:
+    import open_clip
+    from safetensors.torch import load_file
+
+    weights = MINI / "open_clip_model.safetensors"
+    assert sum(path.stat().st_size for path in MINI.iterdir()) < 40_000_000
+    assert {value.dtype for value in load_file(weights).values() if value.is_floating_point()} == {torch.float16}
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{MINI}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{MINI}")(["a red circle above a blue star"])
+    with torch.inference_mode():
+        expected = model.eval().encode_text(tokens, normalize=True).numpy()
+    np.testing.assert_allclose(
+        load("mini", "cpu").encode_texts(["a red circle above a blue star"]), expected, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["nowhere", "some/where", "ViT-B-32:no-such-weights", "NoSuchModel:openai"])
@@ -199,10 +226,17 @@ def test_the_embedded_clip_knows_scenes_it_was_not_trained_on() -> None:
 
     mini = load("mini", device="cpu")
     held = [s for s in (scenes.scene(12, index) for index in range(1500)) if scenes.held_out(s)][:64]
+    below: list[bool] = []
     images = mini.encode_images([np.asarray(scenes.draw(s, side=128)) for s in held])
     cosine = images @ mini.encode_texts([scenes.caption(s, n) for n, s in enumerate(held)]).T
     assert (cosine.argmax(axis=1) == np.arange(64)).mean() > 0.9
     assert (cosine.diagonal() > 0.28).mean() > 0.9
+    for row, scene in enumerate(held):
+        swaps = images[row] @ mini.encode_texts(scenes.swaps(scene, row)).T
+        below += [bool(cosine[row, row] > swap) for swap in swaps]
+    assert np.mean(below) > 0.95
+    wrong = mini.encode_texts([scenes.wrong_caption(s, 13, n, n) for n, s in enumerate(held)])
+    assert auc(cosine.diagonal(), np.sum(images * wrong, axis=1)) > 0.99
 
 
 def test_the_embedded_text_tower_is_the_transformers_class() -> None:

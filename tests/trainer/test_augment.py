@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.augment import names_side, swapped_captions, vary_caption, vary_pictures
+from trainer.augment import keywords, names_side, swapped_captions, vary_caption, vary_pictures
 from trainer.config import Augmentation
 
 STILL = Augmentation(
@@ -81,6 +81,27 @@ def test_keywords_are_dropped_and_reordered_sentences_are_not() -> None:
 
 
 @pytest.mark.parametrize(
+    ("caption", "parts"),
+    [
+        ("owl, bird, coat of arms", 3),
+        ("The owl of the north and its nest, owl, bird, night", 4),
+        ("a dog, left of a cat, and a bird", 0),
+        ("Can only move forward, back, left or right, but not diagonally.", 0),
+        ("a red circle, blue background", 0),
+        ("owl,, bird, ", 0),
+    ],
+)
+def test_keywords_are_told_from_sentences(caption: str, parts: int) -> None:
+    assert len(keywords(caption)) == parts
+    assert (vary_caption(caption, 1.0, np.random.default_rng(1)) == caption) == (parts == 0)
+
+
+@pytest.mark.parametrize("said", ["East wind", "7 o'clock", "crescent moon", "Flags", "letter B", "counterclockwise"])
+def test_what_has_a_side_without_naming_it_is_known(said: str) -> None:
+    assert names_side(said)
+
+
+@pytest.mark.parametrize(
     ("caption", "swapped"),
     [
         (
@@ -91,6 +112,14 @@ def test_keywords_are_dropped_and_reordered_sentences_are_not() -> None:
         ("a dog above a cat", ["a dog below a cat"]),
         ("a red and a red thing", []),
         ("the greenhouse effect", []),
+        ("owl, black, bird, white", []),  # keywords, in another order
+        ("arrow, left, black, white", ["arrow, right, black, white"]),
+        ("a black and white cat", []),
+        ("left and right arrow", []),
+        ("a black-and-white cat on a red/green rug", []),
+        ("a large dog and a big cat", []),
+        ("a large dog, a big cat and a tiny bird", ["a tiny dog, a big cat and a large bird"]),
+        ("a red ball and a blue box", ["a blue ball and a red box"]),
     ],
 )
 def test_swapped_captions(caption: str, swapped: list[str]) -> None:

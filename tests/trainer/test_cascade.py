@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from trainer.cascade import DEFAULT, How, Words, enlarge, imagine
 from trainer.conditions import Sizes
+from trainer.diffusion import cosine
 from trainer.layers import blur
 from trainer.prior import LinearPrior, Prior
 from trainer.sampling import noise_for, seed_for
@@ -36,8 +37,6 @@ class Unlearned(Prior):
     def forward(
         self, zt: Tensor, t: Tensor, text_emb: Tensor, text_tokens: Tensor, text_mask: Tensor, keep_text: Tensor
     ) -> Tensor:
-        from trainer.diffusion import cosine
-
         alpha, _ = cosine().at(t, zt)
         return alpha * zt
 

@@ -128,6 +128,9 @@ def test_what_a_user_may_get_wrong(run: Path, call: Call, picture: Path, tmp_pat
         (2, "text.txt is no picture", ("blend", picture, text, *options)),
         (2, "are the same", ("edit", picture, "--from", "a cat", "--to", "a cat", *options)),
         (3, "there is no CLIP called nothing", ("sample", "x", "--clip", "nothing", *options)),
+        (2, "cannot write into .*text.txt/in", ("sample", "x", "--run", run, "--out", text / "in")),
+        (3, "run.json is no run of", ("sample", "x", "--run", run / "run.json")),
+        (2, "--guidance has no use beside --eta", ("vary", picture, "--eta", 0.5, "--guidance", 2, *options)),
     ]
     for code, message, arguments in cases:
         found, out, err = call(*arguments)

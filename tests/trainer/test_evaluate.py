@@ -104,7 +104,7 @@ def test_a_second_clip_judges(run: Path, shards: Path, tmp_path: Path) -> None:
     assert metrics["judge"]["name"] == "other" and not metrics["judge"]["conditioned"]
     assert metrics["clip"]["name"] == "mini"
     assert not any("conditioned the run" in line for line in said)
-    assert any("the set that was trained on is gone" in line for line in said)
+    assert any("is no longer at nowhere/curated; compared with the training part of" in line for line in said)
     assert "upper bounds" not in (run / "eval" / "index.html").read_text()
 
 
@@ -159,7 +159,7 @@ def test_what_a_user_may_get_wrong(run: Path, shards: Path, call: Call, tmp_path
         (4, "other weights", ("--run", run, "--shards", foreign)),
         (2, "has 1 held-out captions", ("--run", run, "--shards", single)),
         (3, "there is no set", ("--run", run, "--shards", tmp_path / "nowhere")),
-        (3, "there is no set data/curated", ("--run", run)),
+        (3, "there is no set nowhere/curated", ("--run", run)),
         (3, "is no packed set", ("--run", run, "--shards", empty)),
         (3, "cannot be read: no such file", ("--run", run, "--shards", lost)),
         (3, "has no trained prior", ("--run", no_prior, "--shards", shards)),

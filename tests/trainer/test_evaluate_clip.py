@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
-from trainer.evaluate_clip import auc, other_caption, pair_figures, share_within
+from trainer.evaluate_clip import auc, held_out_figures, other_caption, pair_figures, share_within, swap_share
 
 
 def test_auc_of_known_samples() -> None:
@@ -28,6 +31,40 @@ def test_other_caption_is_never_an_equal_one() -> None:
     captions = ["x"] * 7 + ["y"] + ["z"] * 2
     partner = other_caption(captions)
     assert all(captions[row] != captions[int(other)] for row, other in enumerate(partner))
+
+
+class Lettered:
+    """A CLIP whose vector of a text is the axis of its first letter."""
+
+    def encode_texts(self, texts: list[str]) -> np.ndarray:
+        return np.eye(26, dtype=np.float32)[[ord(text[0]) - ord("a") for text in texts]]
+
+    def encode_images(self, pictures: list[str]) -> np.ndarray:
+        return self.encode_texts(pictures)
+
+
+def test_swaps_count_where_they_score_below_the_true_caption() -> None:
+    clip: Any = Lettered()
+    vectors = clip.encode_texts(["a", "b", "c"])
+    assert swap_share(clip, vectors, vectors, [["x", "a"], [], ["y", "z"]]) == pytest.approx(3 / 4)  # a tie is none
+    assert swap_share(clip, vectors[[1, 1, 1]], vectors, [["b"], ["x"], []]) == pytest.approx(1 / 2)
+    assert swap_share(clip, vectors, vectors, [[], [], []]) is None
+
+
+def test_held_out_figures_are_of_rows_with_captions_and_need_two() -> None:
+    class Rows:
+        def take(self, rows: np.ndarray) -> list[str]:
+            return ["abcdef"[row] for row in rows]
+
+    def figures(*captions: str) -> dict[str, float]:
+        packed: Any = SimpleNamespace(captions=captions, swaps=((),) * len(captions))
+        pictures: Any = Rows()
+        clip: Any = Lettered()
+        return held_out_figures(clip, packed, pictures)
+
+    assert figures("a") == figures("", "b", " ") == {"rows": 1}
+    found = figures("a", "", "c")
+    assert found["rows"] == 2 and found["auc"] == 1 and found["unrelated_mean"] == 0
 
 
 def test_perfect_vectors_give_perfect_figures() -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.base import HeadraceError, parse_config
 from pipeline.clip import load
 from tests.trainer.packed import pictures_and_captions, small_files, write_packed
 from trainer import checkpoint
+from trainer.cli import main
 from trainer.clip_files import WEIGHTS
 from trainer.config import CLIP_DEFAULT, ClipConfig, read_clip_config
 from trainer.contrast import centre_loss, encode_texts, threshold_loss
@@ -122,6 +125,73 @@ def test_plain_open_clip_loads_what_is_written(shards: Path, tmp_path: Path) -> 
     assert transform is not None and "trainer clip" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_rates_warm_up_and_end_at_nothing_and_gradients_are_clipped(shards: Path, tmp_path: Path) -> None:
+    seen: list[tuple[float, float]] = []
+    real = MuonAdamW.step
+
+    def spied(self: MuonAdamW, closure: None = None) -> None:
+        squares = [p.grad.square().sum() for group in self.param_groups for p in group["params"] if p.grad is not None]
+        seen.append(
+            (self.param_groups[0]["lr"] / self.param_groups[0]["peak"], float(torch.stack(squares).sum().sqrt()))
+        )
+        real(self, closure)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MuonAdamW, "step", spied)
+        fit(run(shards, tmp_path / "out", tiny(clip_norm=0.5)), silent)
+    rates, norms = zip(*seen, strict=True)
+    cosine = [0.5 * (1 + math.cos(math.pi * done / 6)) for done in range(6)]
+    assert rates == pytest.approx((0.5, 1.0, *cosine))
+    assert max(norms) <= 0.5 + 1e-4
+    lines = metrics(tmp_path / "out")
+    assert max(line["norm"] for line in lines if "norm" in line) > 0.5
+
+
+def test_half_of_the_running_average_is_written(shards: Path, tmp_path: Path) -> None:
+    fit(run(shards, tmp_path / "out", tiny(ema=0.5)), silent)
+    state, _ = checkpoint.load(tmp_path / "out" / STATE)
+    written = load_file(tmp_path / "out" / WEIGHTS)
+    raw, average = (checkpoint.section(state, part) for part in ("model", "average"))
+    name = "visual.conv1.weight"
+    assert written[name].dtype == torch.float16 and torch.equal(written[name], average[name].half())
+    assert not torch.equal(average[name], raw[name])
+
+
+def test_ctrl_c_keeps_the_step_in_hand(shards: Path, tmp_path: Path) -> None:
+    fit(run(shards, tmp_path / "whole"), silent)
+    real, calls = MuonAdamW.step, [0]
+
+    def interrupted(self: MuonAdamW, closure: None = None) -> None:
+        calls[0] += 1
+        if calls[0] == 2:
+            signal.raise_signal(signal.SIGINT)
+        real(self, closure)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MuonAdamW, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(run(shards, tmp_path / "out"), silent)
+    assert checkpoint.load(tmp_path / "out" / STATE)[1]["step"] == 2
+    assert fit(run(shards, tmp_path / "out", resume=True), silent)
+    assert (tmp_path / "whole" / WEIGHTS).read_bytes() == (tmp_path / "out" / WEIGHTS).read_bytes()
+
+
+def test_the_command_trains_and_says_when_the_time_was_up(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY))
+    asked = ["--shards", shards, "--config", tmp_path / "tiny.json", "--out", tmp_path / "out", "--seed", "1"]
+    said = []
+    for more in (["--max-minutes", "0"], ["--resume"]):
+        monkeypatch.setattr("sys.argv", ["trainer", "clip", *map(str, asked), *more])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        said.append((int(caught.value.code or 0), capsys.readouterr().out.strip()))
+    assert said == [(1, f"{tmp_path / 'out'}: the time was up; continue with --resume"), (0, str(tmp_path / "out"))]
+    fit(run(shards, tmp_path / "whole"), silent)
+    assert (tmp_path / "whole" / WEIGHTS).read_bytes() == (tmp_path / "out" / WEIGHTS).read_bytes()
+
+
 def test_texts_without_padding_equal_texts_with_it(shards: Path, tmp_path: Path) -> None:
     fit(run(shards, tmp_path / "out", tiny(steps=1)), silent)
     clip = load(str(tmp_path / "out"), device="cpu")
@@ -170,6 +240,7 @@ def test_what_cannot_be_trained_on_is_one_sentence(shards: Path, tmp_path: Path)
     broken = tiny().model_copy(update={"model_cfg": {**tiny().model_cfg, "text_cfg": {"frobnicate": 1}}})
     with pytest.raises(HeadraceError, match="cannot build the model"):
         fit(run(shards, tmp_path / "d", broken), silent)
+    assert not list((tmp_path / "d").iterdir())
 
 
 def test_runs_are_not_mixed(shards: Path, tmp_path: Path) -> None:
@@ -185,6 +256,9 @@ def test_runs_are_not_mixed(shards: Path, tmp_path: Path) -> None:
     (out / STATE).write_bytes(b"garbage")
     with pytest.raises(HeadraceError, match="no training state"):
         fit(run(shards, out, tiny(steps=1), resume=True), silent)
+    (out / STATE).unlink()
+    with pytest.raises(HeadraceError, match="already holds a CLIP"):
+        fit(run(shards, out, tiny(steps=1)), silent)
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(shards: Path, tmp_path: Path) -> None:
@@ -204,6 +278,9 @@ def test_the_shipped_configs_are_valid_and_a_wrong_one_is_named(tmp_path: Path) 
     path = tmp_path / "wrong.json"
     path.write_text(json.dumps({**TINY, "training": {"bacth": 3}}))
     with pytest.raises(HeadraceError, match="did you mean `batch`"):
+        read_clip_config(path)
+    path.write_text(json.dumps({**TINY, "preprocess_cfg": {**TINY["preprocess_cfg"], "resize_mode": "sqaush"}}))
+    with pytest.raises(HeadraceError, match=r"preprocess_cfg\.resize_mode"):
         read_clip_config(path)
     path.write_text("{")
     with pytest.raises(HeadraceError, match="not valid JSON"):

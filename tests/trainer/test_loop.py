@@ -21,7 +21,7 @@ from pipeline.base import HeadraceError
 from trainer import checkpoint
 from trainer.average import average_decay, update_average
 from trainer.log import METRICS
-from trainer.loop import STATE, Loop, by_level
+from trainer.loop import STATE, Loop, by_level, read_ahead
 from trainer.optim import MuonAdamW
 from trainer.task import Place, Plan, Tensors, Training
 
@@ -302,3 +302,29 @@ def test_a_compiled_model_trains_alike_and_keeps_its_names(tmp_path: Path) -> No
     assert set(plain) == set(fast) and not any("_orig_mod" in name for name in fast)
     for name in plain:
         torch.testing.assert_close(plain[name], fast[name], atol=5e-3, rtol=5e-3)
+
+
+def test_batches_read_ahead_come_in_order_and_errors_in_their_turn() -> None:
+    begun: list[int] = []
+
+    def read(step: int) -> int:
+        begun.append(step)
+        if step == 9:
+            raise HeadraceError("a damaged tar")
+        return step * step
+
+    got = []
+    for number, value in enumerate(read_ahead(read, range(7), 2)):
+        got.append(value)
+        assert len(begun) <= number + 3
+    assert got == [step * step for step in range(7)] and begun == list(range(7))
+    reading = read_ahead(read, range(8, 12), 2)
+    assert next(reading) == 64
+    with pytest.raises(HeadraceError, match="damaged"):
+        next(reading)
+    assert list(read_ahead(read, range(2), 5)) == [0, 1]
+    begun.clear()
+    cut_short = read_ahead(read, range(100), 2)
+    assert next(cut_short) == 0
+    cut_short.close()  # type: ignore[attr-defined]
+    assert len(begun) <= 3

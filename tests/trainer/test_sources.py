@@ -42,7 +42,12 @@ def test_wrong_captions_are_the_sets_own_or_exchanged_words(sources: list[Source
     pairs = list(zip(drawn.owners, drawn.wrong, strict=True))
     assert [pair for pair in pairs if pair[0] < 12] == own
     others = [(place, text) for place, text in pairs if place >= 12]
-    assert {place for place, _ in others} == {12, 13, 14, 15}  # each has a left, a right, or two colours
+    told_apart = {
+        place for place in range(12, 16) if len({text.split()[0] for text in drawn.captions[place].split(", ")}) == 2
+    }
+    assert {place for place, _ in others} == told_apart and len(
+        told_apart
+    ) > 2  # of one colour alone: nothing to exchange
     assert all(text != drawn.captions[place] for place, text in others)
 
 
@@ -54,7 +59,7 @@ def test_a_side_is_told_by_the_whole_caption(sources: list[Source]) -> None:
 
 def test_exchanged_words_are_those_of_what_is_said(tmp_path_factory: pytest.TempPathFactory, clip: Clip) -> None:
     """What a cut caption leaves unsaid is true: no wrong caption may name it."""
-    captions = [f"{number}, toy, left, small, a big sign" for number in range(16)]
+    captions = [f"{number}, toy, left, small, big sign" for number in range(16)]
     folder = write_packed(tmp_path_factory.mktemp("keywords") / "set", captions)
     source = [decoded(one, clip, print) for one in open_sources([folder], ClipTraining(batch=16), seed=5)]
     drawn = draw(source, 0, 1.0, np.random.default_rng(0))
@@ -63,6 +68,15 @@ def test_exchanged_words_are_those_of_what_is_said(tmp_path_factory: pytest.Temp
     for said, text in cut:
         new = set(text.replace(",", "").split()) - set(said.replace(",", "").split())
         assert text.count(",") == said.count(",") and new <= {"right"}  # sizes, exchanged, are both there before
+
+
+def test_no_caption_comes_twice_by_being_cut(tmp_path_factory: pytest.TempPathFactory, clip: Clip) -> None:
+    captions = [f"toy, red, {number}" for number in range(16)]
+    folder = write_packed(tmp_path_factory.mktemp("alike") / "set", captions)
+    source = [decoded(one, clip, print) for one in open_sources([folder], ClipTraining(batch=16), seed=5)]
+    for seed in range(20):
+        drawn = draw(source, 0, 1.0, np.random.default_rng(seed)).captions
+        assert len(set(drawn)) == 16 and any(text.count(",") < 2 for text in drawn)
 
 
 def test_a_draw_is_a_function_of_the_step_and_the_generator(sources: list[Source]) -> None:
