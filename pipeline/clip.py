@@ -193,7 +193,9 @@ class Clip:
 
 
 def load(name: str, device: str = "auto") -> Clip:
-    """Load a CLIP: `mini` (embedded), an open_clip `NAME:PRETRAINED`, or a local directory of open_clip's form.
+    """Load a CLIP: `mini` (embedded), one that open_clip fetches, or a local directory of open_clip's form.
+
+    What open_clip fetches is called `NAME:PRETRAINED` as in its list, or `hf-hub:OWNER/REPOSITORY`.
 
     `device` is `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`. On a CPU numbers are float32; on a GPU
     bfloat16 inside.
@@ -202,17 +204,16 @@ def load(name: str, device: str = "auto") -> Clip:
         HeadraceError: code 3 where there is no such CLIP, or none to be had offline; code 2 where it is broken.
     """
     chosen = _device(device)
-    folder = MINI if name == "mini" else Path(name)
+    folder = MINI if name == "mini" else Path(name.removeprefix("local-dir:"))
     if folder.is_dir():
         return _load_directory("mini" if name == "mini" else folder.resolve().name, folder, chosen)
-    architecture, separator, pretrained = name.rpartition(":")
-    if not separator or "/" in architecture:
-        raise HeadraceError(
-            f"there is no CLIP called {name}",
-            hint=f"give an open_clip NAME:PRETRAINED; {OFFLINE}",
-            code=MISSING,
-        )
-    return _load_pretrained(name, architecture, pretrained, chosen)
+    before, _, after = name.rpartition(":")
+    if before == "hf-hub" and after:
+        return _load_fetched(name, name, None, chosen)
+    if not before or "/" in name:
+        hint = f"give an open_clip NAME:PRETRAINED or hf-hub:OWNER/REPOSITORY; {OFFLINE}"
+        raise HeadraceError(f"there is no CLIP called {name}", hint=hint, code=MISSING)
+    return _load_fetched(name, before, after, chosen)
 
 
 def _device(name: str) -> torch.device:
@@ -284,26 +285,38 @@ def _check_shapes(model: Any, weights: Path) -> None:
             raise ValueError(f"{name} is {found[name]}, not {expected[name]}")
 
 
-def _load_pretrained(name: str, architecture: str, pretrained: str, device: torch.device) -> Clip:
+def _load_fetched(name: str, model: str, pretrained: str | None, device: torch.device) -> Clip:
+    """What open_clip fetches: a model and a tag of its list, or `hf-hub:OWNER/REPOSITORY` and no tag."""
     import open_clip
     from open_clip.pretrained import download_pretrained
 
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if pretrained not in tags:
-        known = f"{architecture} has {', '.join(tags)}" if tags else "`NAME:PRETRAINED` as in open_clip's list"
-        raise HeadraceError(f"open_clip knows no weights {name}", hint=f"{known}; {OFFLINE}", code=MISSING)
-    settings = open_clip.get_pretrained_cfg(architecture, pretrained)
+    if pretrained is None:
+        settings = {"hf_hub": model.removeprefix("hf-hub:") + "/"}
+    else:
+        _check_listed(name, model, pretrained)
+        settings = open_clip.get_pretrained_cfg(model, pretrained)
+    quick = settings.get("quick_gelu", False)  # open_clip only warns where a tag was trained with the other activation
     try:
         weights = Path(download_pretrained(settings))
-        model = open_clip.create_model(architecture, pretrained=pretrained, device=device)
-        tokenizer = open_clip.get_tokenizer(architecture)
+        tokenizer = open_clip.get_tokenizer(model)
+        built = open_clip.create_model(model, pretrained=pretrained, device=device, force_quick_gelu=quick)
+    except ImportError as error:
+        hint = f"`pip install transformers` mends it; {OFFLINE}"
+        raise HeadraceError(f"CLIP {name} needs another package ({_first_line(error)})", hint=hint) from error
     except Exception as error:
-        raise HeadraceError(
-            f"CLIP {name} cannot be fetched and is not in the cache ({_first_line(error)})",
-            hint=f"go online once to cache it; {OFFLINE}",
-            code=MISSING,
-        ) from error
-    return Clip(name, model.eval(), tokenizer, weights, device)
+        reason = f"cannot be fetched and is not in the cache ({_first_line(error)})"
+        hint = f"go online once to cache it; {OFFLINE}"
+        raise HeadraceError(f"CLIP {name} {reason}", hint=hint, code=MISSING) from error
+    return Clip(name, built.eval(), tokenizer, weights, device)
+
+
+def _check_listed(name: str, model: str, pretrained: str) -> None:
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if pretrained not in tags:
+        known = f"{model} has {', '.join(tags)}" if tags else "`NAME:PRETRAINED` as in open_clip's list"
+        raise HeadraceError(f"open_clip knows no weights {name}", hint=f"{known}; {OFFLINE}", code=MISSING)
 
 
 def _preprocess(settings: dict[str, Any]) -> Preprocess:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,58 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pat
     with pytest.raises(HeadraceError, match="cannot be fetched") as caught:
         load("ViT-B-32:openai")
     assert caught.value.code == 3 and "`mini`" in str(caught.value.hint)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The cache of a machine that is offline now and once fetched the repository me/tiny; its files."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--me--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    return write_clip(repository / "snapshots" / ("0" * 40), TINY)
+
+
+def test_a_clip_of_the_hub_loads_by_its_repositorys_name(hub: Path, clip: Clip) -> None:
+    fetched = load("hf-hub:me/tiny", device="cpu")
+    np.testing.assert_array_equal(fetched.encode_texts(["a red circle"]), clip.encode_texts(["a red circle"]))
+    assert fetched.identity == clip.identity | {"name": "hf-hub:me/tiny"}
+
+
+def test_a_repository_of_the_hub_that_is_not_cached(hub: Path) -> None:
+    with pytest.raises(HeadraceError, match="CLIP hf-hub:me/other cannot be fetched") as caught:
+        load("hf-hub:me/other")
+    assert caught.value.code == 3 and "`mini`" in str(caught.value.hint)
+
+
+def test_a_tokenizer_that_needs_another_package(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = TINY["model_cfg"]["text_cfg"] | {"hf_tokenizer_name": "me/words"}
+    config = {**TINY, "model_cfg": TINY["model_cfg"] | {"text_cfg": text}}
+    (hub / "open_clip_config.json").write_text(json.dumps(config))
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(HeadraceError, match="needs another package") as caught:
+        load("hf-hub:me/tiny")
+    assert "pip install transformers" in str(caught.value.hint)
+
+
+def test_a_directory_may_be_named_as_open_clip_does(folder: Path, clip: Clip) -> None:
+    assert load(f"local-dir:{folder}", device="cpu").identity == clip.identity
+
+
+def test_listed_weights_get_the_activation_that_they_were_trained_with(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import open_clip
+    from open_clip.transformer import QuickGELU
+
+    original = open_clip.create_model
+    for module in "pretrained", "factory":  # 600 MB that are not wanted here: the architecture is
+        monkeypatch.setattr(f"open_clip.{module}.download_pretrained", lambda *_, **__: folder / "any.safetensors")
+    monkeypatch.setattr("open_clip.create_model", partial(original, load_weights=False))
+    for tag, quick in ("openai", True), ("laion2b_s34b_b79k", False):
+        modules = load(f"ViT-B-32:{tag}", device="cpu").model.modules()
+        assert any(isinstance(module, QuickGELU) for module in modules) == quick
 
 
 def test_our_resize_gives_open_clips_vectors_with_the_embedded_clip() -> None:
