@@ -301,7 +301,7 @@ def _load_fetched(name: str, model: str, pretrained: str | None, device: torch.d
         tokenizer = open_clip.get_tokenizer(model)
         built = open_clip.create_model(model, pretrained=pretrained, device=device, force_quick_gelu=quick)
     except ImportError as error:
-        hint = f"`pip install transformers` mends it; {OFFLINE}"
+        hint = f"`pip install {(error.name or 'transformers').split('.')[0]}` mends it; {OFFLINE}"
         raise HeadraceError(f"CLIP {name} needs another package ({_first_line(error)})", hint=hint) from error
     except Exception as error:
         reason = f"cannot be fetched and is not in the cache ({_first_line(error)})"
