@@ -107,7 +107,7 @@ def fit(run: FitRun, say: Say) -> bool:
         say(f"{len(sets.train.rows)} samples, {len(sets.val.rows)} held out, CLIP {clip.name}, {place.device}")
         for name in run.only:
             check_sizes(_model(name, run.config))
-        plans = {name: _plan(name, run, clip, deadline) for name in run.only}
+        plans = {name: _plan(name, run, sets, deadline) for name in run.only}
         done = {name for name, plan in plans.items() if is_done(plan)}  # raises where a state is of another run
         _check_ahead({name: plan for name, plan in plans.items() if name not in done}, run.config, sets, place)
         if place.leads:
@@ -126,7 +126,7 @@ def _check_ahead(plans: Mapping[Name, Plan], config: RunConfig, sets: Sets, plac
             check_tars(split.packed)
 
 
-def _plan(name: Name, run: FitRun, clip: Clip, deadline: float | None) -> Plan:
+def _plan(name: Name, run: FitRun, sets: Sets, deadline: float | None) -> Plan:
     """How one model is trained, and the digest of all that its state depends on."""
     section = getattr(run.config, name)
     about = {
@@ -134,9 +134,10 @@ def _plan(name: Name, run: FitRun, clip: Clip, deadline: float | None) -> Plan:
         "data": run.config.data.model_dump(mode="json"),
         "seed": run.seed,
         "set": read_json(run.shards / "dataset.json"),
-        "clip": _nameless(clip.identity),
+        "clip": _nameless(sets.clip.identity),
     }
-    return Plan(run.out / name, section.training, run.seed, digest(about), run.resume, deadline)
+    training = section.training.on(len(sets.train.rows))
+    return Plan(run.out / name, training, run.seed, digest(about), run.resume, deadline)
 
 
 def _resolved(run: FitRun) -> dict[str, Any]:

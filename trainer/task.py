@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ class Training(Config):
     batch: int = Field(default=128, ge=1)
     part: int = Field(default=128, ge=1)  # samples that a process takes at once; the rest of the batch is accumulated
     steps: int = Field(default=1000, ge=1)  # the length of the cosine; --max-minutes may end a call before it
+    epochs: float | None = Field(default=None, gt=0)  # passes through the set at most, where that is fewer steps
     optimizer: Literal["muon", "adamw"] = "muon"
     learning_rate: float = Field(default=1e-3, gt=0)  # of embeddings, vectors and scalars; of everything with adamw
     matrix_rate: float = Field(default=3e-3, gt=0)  # of matrices and kernels, by Muon
@@ -36,6 +38,12 @@ class Training(Config):
     ema: float = Field(default=0.9995, ge=0, lt=1)  # largest decay of the running average, reached by a warm-up
     compile: bool = False  # by torch.compile: pays on a GPU
     evaluate_every: int = Field(default=500, ge=1)
+
+    def on(self, rows: int) -> Training:
+        """The same for a set of so many rows: `epochs` may leave fewer steps."""
+        if self.epochs is None:
+            return self
+        return self.model_copy(update={"steps": min(self.steps, math.ceil(self.epochs * rows / self.batch))})
 
 
 class Task(Protocol):

@@ -17,7 +17,7 @@ import torch
 from pipeline.base import HeadraceError, parse_config, write_toml
 from pipeline.clip import Clip
 from tests.trainer.packed import small_files, write_packed
-from tests.trainer.tiny_run import TINY, TRAINING, run, silent
+from tests.trainer.tiny_run import PRIOR, TINY, TRAINING, run, silent
 from trainer import checkpoint
 from trainer.decoder import DecoderConfig
 from trainer.fit import RunConfig, fit
@@ -47,6 +47,15 @@ def test_a_run_holds_models_states_figures_and_samples(fitted: Path, clip: Clip)
     assert {"cosine/mean", "cosine/linear", "cosine/one_step", "cosine/sampled"} <= set(
         json.loads((fitted / "prior" / "metrics.jsonl").read_text().splitlines()[-1])
     )
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0.6, 2), (1, 2), (1.5, 3), (9, 3)])
+def test_a_set_is_passed_through_so_often_and_no_more(shards: Path, tmp_path: Path, epochs: float, steps: int) -> None:
+    prior = {**PRIOR, "training": TRAINING | {"epochs": epochs}}  # at most 3 steps of 8; the set has 16 rows
+    asked = run(shards, tmp_path / "run", config=parse_config(RunConfig, {**TINY, "prior": prior}, ""), only=("prior",))
+    assert fit(asked, silent) and checkpoint.scalars(asked.out / "prior" / STATE)["step"] == steps
+    lines: list[str] = []
+    assert fit(replace(asked, resume=True), lines.append) and f"prior: all {steps} steps are done" in lines
 
 
 def test_stopping_often_ends_where_not_stopping_does(shards: Path, fitted: Path, tmp_path: Path) -> None:

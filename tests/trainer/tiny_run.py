@@ -10,8 +10,9 @@ from trainer.fit import FitRun, RunConfig
 
 TRAINING = {"batch": 8, "part": 4, "steps": 3, "warmup": 1, "evaluate_every": 2}
 UNET = {"channels": [16, 32], "blocks": 1, "groups": 8, "head": 16, "patch": 2}
+PRIOR = {"width": 32, "depth": 1, "training": TRAINING}
 TINY = {
-    "prior": {"width": 32, "depth": 1, "training": TRAINING},
+    "prior": PRIOR,
     "decoder": {**UNET, "side": 16, "attention": [4], "token_width": 24, "dropout": 0.1, "training": TRAINING},
     "upsampler": {**UNET, "side": 32, "factor": 2, "crop": 16, "training": TRAINING},
 }
