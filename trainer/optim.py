@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from trainer.speed import half_precision
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -25,10 +27,14 @@ MUON_STEP = 0.6  # root mean square of a step per unit of rate (AdamW's is about
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Nearly the orthogonal factor U·Vᵀ of a matrix (R, C): its singular values become 0.7 to 1.2. In bfloat16."""
+    """Nearly the orthogonal factor U·Vᵀ of a matrix (R, C): its singular values become 0.7 to 1.2.
+
+    In bfloat16, but for CPUs that have no such product in hardware: there it takes hundreds of times as long.
+    """
     a, b, c = COEFFICIENTS
     wide = matrix.shape[0] <= matrix.shape[1]
-    x = (matrix if wide else matrix.T).bfloat16()
+    x = matrix if wide else matrix.T
+    x = x.bfloat16() if half_precision(x.device) else x.float()
     x = x / (x.norm() + 1e-7)
     for _ in range(ITERATIONS):
         square = x @ x.T

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 TRIES = 10
 
 
+@lru_cache
 def half_precision(device: torch.device) -> bool:
     """Whether bfloat16 is quicker than float32 there: on GPUs, and on CPUs that multiply it in hardware."""
     if device.type != "cpu":

@@ -9,11 +9,17 @@ from torch import nn
 from trainer.optim import MUON_STEP, MuonAdamW, orthogonal, split_parameters
 
 
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("shape", [(8, 8), (6, 40), (40, 6)])
-def test_orthogonal_keeps_the_singular_vectors_and_levels_the_values(shape: tuple[int, int]) -> None:
+def test_orthogonal_keeps_the_singular_vectors_and_levels_the_values(
+    shape: tuple[int, int], half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.optim.half_precision", lambda device: half)  # as on CPUs with bfloat16 and without
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
-    inside = u.T @ orthogonal(matrix).float() @ vh.T  # diagonal, near the identity
+    factor = orthogonal(matrix)
+    assert factor.dtype == (torch.bfloat16 if half else torch.float32)
+    inside = u.T @ factor.float() @ vh.T  # diagonal, near the identity
     values = inside.diag()
     assert (values > 0.5).all() and (values < 1.4).all()
     assert (inside - values.diag()).abs().max() < 0.1
