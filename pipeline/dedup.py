@@ -48,6 +48,9 @@ class DedupConfig(Config):
     crop_cosine: float = Field(0.98, ge=0.96, le=1, description="if their cosine is at least this")
     max_hamming_alone: int = Field(4, ge=0, le=8, description="most different bits where there is no clip signal")
     against: str | None = Field(None, description="drop what is near this set: pictures, a packed set or a data folder")
+    against_hamming_alone: int | None = Field(
+        None, ge=0, le=8, description="`max_hamming_alone` for that set, where it is to have a wider berth"
+    )
 
 
 def run(config: DedupConfig, data: DataDir) -> Summary:
@@ -69,10 +72,13 @@ def run(config: DedupConfig, data: DataDir) -> Summary:
     run_stage(data, {"pairs": {"floor": FLOOR._asdict()}}, find, [everything], hash_inputs=False)
     held = _run_against(config, aligned, columns)
     near = _near(config)
-    choice = _Choose(aligned, near, bool(held))
+    alone = config.against_hamming_alone
+    berth = near if alone is None else near._replace(alone=alone)
+    choice = _Choose(aligned, near, berth, bool(held))
     used = {*aligned.inputs(choice.columns().values()), FILTER, PAIRS, *held}
     shard = Shard("all", aligned.rows, tuple(sorted(used)))
-    return run_stage(data, {"dedup": {"near": near._asdict()}}, choice, [shard], hash_inputs=False)
+    settings = {"near": near._asdict()} | ({} if berth == near else {"against": berth._asdict()})
+    return run_stage(data, {"dedup": settings}, choice, [shard], hash_inputs=False)
 
 
 def _run_against(config: DedupConfig, aligned: Aligned, columns: dict[str, Column]) -> tuple[str, ...]:
@@ -134,6 +140,7 @@ class _Choose:
 
     aligned: Aligned
     near: Near
+    berth: Near  # the same of held-out pictures
     held_out: bool
 
     def columns(self) -> dict[str, Column]:
@@ -157,7 +164,7 @@ class _Choose:
         passed = np.asarray(verdicts["reason"].is_null()) & ~np.asarray(held["against_key"].is_valid())
         links = _links(read_parquet(self.aligned.data.root / PAIRS), ("key_a", "key_b"), rows["key"])
         rank = _ranks(rows["key"], verdicts["uid"])
-        chosen = choose(links, self._near(links), passed, _place(rows, rank))
+        chosen = choose(links, _holding(self.near, links), passed, _place(rows, rank))
         table = _decided(verdicts, rows, chosen, held)
         table = table.append_column("cluster", _clusters(links, rank, verdicts["uid"]))
         table = table.select([*COLUMNS, *(["against_key"] if self.held_out else [])])
@@ -165,15 +172,6 @@ class _Choose:
         counted = pc.value_counts(table["reason"])
         names = [name or KEPT for name in counted.field(0).to_pylist()]
         return {"dedup": Part(dict(zip(names, counted.field(1).to_pylist(), strict=True)), (DEDUP,))}
-
-    def _near(self, links: Links) -> NDArray[np.bool_]:
-        """Which links are near by the thresholds in force."""
-        import numpy as np
-
-        if not len(links.a):
-            return np.zeros(0, dtype=bool)
-        cosine = None if np.isnan(links.cosine).all() else links.cosine
-        return self.near.holds(cosine, None if (links.hamming < 0).all() else links.hamming)
 
     def _held_out(self, keys: pa.ChunkedArray) -> pa.Table:
         """For each row the nearest held-out picture it is near: (against_key, cosine, hamming), NULL where none is."""
@@ -186,13 +184,23 @@ class _Choose:
             types = {"against_key": pa.string(), "cosine": pa.float32(), "hamming": pa.int32()}
             return pa.table({name: pa.nulls(len(keys), kind) for name, kind in types.items()})
         table = read_parquet(self.aligned.data.root / AGAINST)
-        table = table.filter(pa.array(self._near(_links(table, ("key", "key"), keys))))
+        table = table.filter(pa.array(_holding(self.berth, _links(table, ("key", "key"), keys))))
         order = [("key", "ascending"), ("cosine", "descending"), ("hamming", "ascending"), ("against_key", "ascending")]
         table = table.sort_by(order)
         _, first = np.unique(np.asarray(table["key"].to_pylist(), dtype=str), return_index=True)
         table = table.take(pa.array(first))
         places = _index_in(keys, table["key"])
         return table.select(["against_key", "cosine", "hamming"]).take(places)
+
+
+def _holding(near: Near, links: Links) -> NDArray[np.bool_]:
+    """Which links are near by the thresholds in force."""
+    import numpy as np
+
+    if not len(links.a):
+        return np.zeros(0, dtype=bool)
+    cosine = None if np.isnan(links.cosine).all() else links.cosine
+    return near.holds(cosine, None if (links.hamming < 0).all() else links.hamming)
 
 
 def _index_in(values: pa.ChunkedArray, among: pa.ChunkedArray) -> pa.ChunkedArray:

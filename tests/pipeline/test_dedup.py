@@ -380,3 +380,25 @@ def test_against_a_packed_set_drops_what_it_holds(tmp_path: Path) -> None:
     run_pack(PackConfig(), held, 1, {})
     run(DedupConfig(against=str(held.curated)), ours)
     assert [row["reason"] for row in read_parquet(ours.root / DEDUP).to_pylist()] == [None] * 4 + ["dedup:against"] * 2
+
+
+def test_a_held_out_set_may_have_a_wider_berth_than_our_own_pictures(tmp_path: Path) -> None:
+    held, ours = (make_raw(tmp_path / name, [Row(picture(i), f"c {i}") for i in range(3)]) for name in ("held", "ours"))
+    first, far = 0x0F0F0F0F0F0F0F0F, 0x3333333333333333
+    add_signal(held, "phash", phash=[first, far, far ^ 0xFFFF])
+    # Bits from the first held-out one: 6, 8 and 6; the last two are 2 from one another.
+    add_signal(ours, "phash", phash=[first ^ 0x3F, first ^ 0xFF << 56, first ^ 0xFC << 56])
+    for data in (held, ours):
+        run_filter(FilterConfig(), data)
+    found = {}
+    for own, berth in ((0, None), (0, 6), (0, 8), (2, None), (8, 0)):
+        run(DedupConfig(against=str(held.root), max_hamming_alone=own, against_hamming_alone=berth), ours)
+        table = read_parquet(ours.root / DEDUP)
+        found[own, berth] = sorted(str(reason).removeprefix("dedup:") for reason in table["reason"].to_pylist())
+    assert found == {
+        (0, None): ["None", "None", "None"],
+        (0, 6): ["None", "against", "against"],
+        (0, 8): ["against", "against", "against"],
+        (2, None): ["None", "None", "near"],
+        (8, 0): ["None", "None", "near"],
+    }
