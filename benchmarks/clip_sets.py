@@ -1,4 +1,4 @@
-"""Writes the two packed sets that the embedded CLIP is trained on: `python benchmarks/clip_sets.py OUT [--corpus DIR]`.
+"""Writes the two packed sets that the embedded CLIP is trained on: `python -m benchmarks.clip_sets OUT`.
 
 `OUT/scenes`: mini-web scenes, train without and val with the held-out combinations. Of every third training scene only
 one object is drawn and told, with its place: sides are learned from one object before two. Wrong captions of the others
@@ -26,9 +26,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import simplejpeg
 
+from benchmarks.teacher import vectors
 from pipeline.base import file_sha256, write_json
 from pipeline.miniweb import scenes
-from pipeline.shards import FORMAT_VERSION, TarWriter, canonical_json, shard_name, write_parquet
+from pipeline.shards import FORMAT_VERSION, TarWriter, canonical_json, shard_name, vector_column, write_parquet
 
 CORPUS = Path(__file__).resolve().parents[1] / "../shared/corpus"
 TRAIN_SEED, VAL_SEED, VAL_SCENES = 4242, 777, 2000
@@ -108,8 +109,11 @@ def curate_clip_art(out: Path, corpus: Path) -> None:
                 place = out / ("held-out" if is_held_out(member.name) else "pictures") / member.name
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
-    captions = pq.read_table(corpus / "captions.parquet", columns=["path", "caption"]).to_pylist()
-    table = pa.Table.from_pylist([row for row in captions if (out / "pictures" / row["path"]).is_file()])
+    captions = pq.read_table(corpus / "captions.parquet", columns=["path", "caption"])
+    there = [(out / "pictures" / path).is_file() for path in captions["path"].to_pylist()]
+    table = captions.filter(pa.array(there))
+    taught = vectors([out / "pictures" / path for path in table["path"].to_pylist()])
+    table = table.append_column("teacher", vector_column(taught, np.ones(len(taught), bool)))
     pq.write_table(table, out / "captions.parquet")
     command = [Path(sys.executable).with_name("curate"), "run", Path(__file__).with_name("clip_art.toml")]
     command += ["--source", out / "pictures", "--captions", out / "captions.parquet"]

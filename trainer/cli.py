@@ -44,6 +44,12 @@ def clip(
         Path | None,
         typer.Option(help="JSON of model, preprocessing and training."),
     ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Go on from this CLIP's weights: mini, NAME:PRETRAINED or a directory; --config must fit it."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another seed gives another CLIP.", min=0)] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out exactly where it stood.")] = False,
     max_minutes: Annotated[
@@ -55,7 +61,8 @@ def clip(
     from trainer.fit_clip import Run, fit
 
     settings = read_clip_config(config or CLIP_DEFAULT)
-    done = fit(Run(tuple(shards), out, settings, seed, resume, max_minutes), lambda line: typer.echo(line, err=True))
+    run = Run(tuple(shards), out, settings, seed, resume, max_minutes, start_from)
+    done = fit(run, lambda line: typer.echo(line, err=True))
     _end_of_training(out, done)
 
 

@@ -52,6 +52,9 @@ class ClipTraining(Config):
     centre_weight: float = Field(default=1.0, ge=0)  # of the mean cosine of unrelated pairs, squared
     words_weight: float = Field(default=1.0, ge=0)  # of the loss that reads a caption's words off both vectors
     swapped_words_weight: float = Field(default=1.0, ge=0)  # of the loss that tells it by words and pairs
+    teacher: str = ""  # column of the sets with another network's vectors of the pictures, to be read off this one's
+    teacher_weight: float = Field(default=10.0, ge=0)
+    teacher_steps: int = Field(default=0, ge=0)  # the first ones, in which it alone teaches: no text is looked at
     max_scale: float = Field(default=30.0, gt=1)  # cap of the logit scale: it fixes what a cosine means
     ema: float = Field(default=0.998, ge=0, lt=1)
     evaluate_every: int = Field(default=250, ge=1)

@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.base import REFUSED, HeadraceError, digest
 from trainer import augment, checkpoint
-from trainer.clip_files import CONFIG, WEIGHTS, write_card, write_config, write_model
+from trainer.clip_build import build, first_clip
+from trainer.clip_files import WEIGHTS, write_card, write_model
 from trainer.config import ClipConfig
 from trainer.contrast import centre_loss, encode_texts, threshold_loss
 from trainer.evaluate_clip import held_out_figures
 from trainer.log import Log
 from trainer.loop import interruptible
 from trainer.optim import MuonAdamW, split_parameters
-from trainer.sources import Source, decoded, draw, open_sources
+from trainer.sources import Drawn, Source, decoded, draw, open_sources
 from trainer.speed import half_precision
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.clip import Clip
+    from trainer.teacher import Lesson, Lessons
 
 STATE = "training/state.safetensors"
 LOGS = "training"
@@ -49,6 +51,7 @@ class Run:
     seed: int
     resume: bool
     minutes: float | None  # stop after this long, with a state to resume from
+    start_from: str | None = None  # the CLIP whose weights come first; without one they are drawn from the seed
 
 
 def fit(run: Run, say: Callable[[str], None]) -> bool:
@@ -60,13 +63,17 @@ def fit(run: Run, say: Callable[[str], None]) -> bool:
     """
     import torch
 
+    from trainer.teacher import read_lessons
+
     _check_out(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     opened = open_sources(run.shards, run.config.training, run.seed)
     if run.resume:
         _check_same(run)
-    clip = _build(run, device)
-    trainer = Trainer(run, clip, [decoded(one, clip, say) for one in opened], device)
+    teacher = run.config.training.teacher
+    lessons = read_lessons(run.shards, teacher) if teacher else None
+    clip = build(run.config, run.seed, run.start_from, run.out, device)
+    trainer = Trainer(run, clip, [decoded(one, clip, say) for one in opened], lessons, device)
     if run.resume:
         trainer.restore()
         say(f"resumed at step {trainer.step}")
@@ -110,18 +117,24 @@ def _train(run: Run, trainer: Trainer, stopping: Callable[[], bool], say: Callab
 class Trainer:
     """The state of a run and its one step."""
 
-    def __init__(self, run: Run, clip: Clip, sources: Sequence[Source], device: torch.device) -> None:
+    def __init__(
+        self, run: Run, clip: Clip, sources: Sequence[Source], lessons: Lessons | None, device: torch.device
+    ) -> None:
         from torch import nn
 
+        from trainer.teacher import TeacherHead
         from trainer.word_loss import WordHead
 
-        self.run, self.clip, self.sources, self.device = run, clip, sources, device
+        self.run, self.clip, self.sources, self.lessons, self.device = run, clip, sources, lessons, device
         self.settings = run.config.training
         self.model: Any = clip.model
         self.step = 0
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.words = WordHead(clip.dimension).to(device)
         self.trained = nn.ModuleDict({"model": self.model, "words": self.words})
+        if lessons is not None:
+            self.teacher = TeacherHead(clip.dimension, lessons.dimension).to(device)
+            self.trained["teacher"] = self.teacher
         s = self.settings
         groups = split_parameters(self.trained, s.learning_rate, s.matrix_rate, s.weight_decay)
         self.optimizer = MuonAdamW(groups, s.beta1, s.beta2)
@@ -138,27 +151,62 @@ class Trainer:
         drawn = draw(self.sources, self.step, how.drop_parts, rng)
         size = (self.clip.preprocess.height, self.clip.preprocess.width)
         small = augment.vary_pictures(drawn.pictures, size, how, generator, drawn.sided)
-        rate = self._rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["peak"]
+        rows = [source.batches.rows(self.step) for source in self.sources]
+        lesson = None if self.lessons is None else self.lessons.take(rows)
         self.model.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half_precision(self.device)):
-            images = self.model.encode_image(self._input(small), normalize=True)
-            tokens = self.clip.tokens([*drawn.captions, *drawn.wrong]).to(self.device)
+        if lesson and len(lesson.vectors) and self.step < self.settings.teacher_steps:
+            parts = {"teacher": self._teacher_loss(self._encode(small[lesson.there]), lesson)}
+        else:
+            parts = self._pairs(drawn, small, lesson)
+        weights = self._weights()
+        loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        scale, rate = self.model.logit_scale.detach().exp(), self._rate()
+        norm = self._descend(loss, rate)
+        self.step += 1
+        self._update_average()
+        numbers = {"loss": loss, **parts, "scale": scale, "norm": norm}
+        return {name: round(float(value.detach()), 5) for name, value in numbers.items()} | {"rate": rate}
+
+    def _pairs(self, drawn: Drawn, small: Tensor, lesson: Lesson | None) -> dict[str, Tensor]:
+        """All parts of the loss, of one step's pairs and their pictures, uint8 (N, 3, H, W)."""
+        import torch
+
+        images = self._encode(small)
+        tokens = self.clip.tokens([*drawn.captions, *drawn.wrong]).to(self.device)
+        with self._precision():
             texts = encode_texts(self.model, tokens)
-        images, (true, false) = images.float(), texts.float().tensor_split([len(images)])
+        true, false = texts.float().tensor_split([len(images)])
         right, wrong = tokens.tensor_split([len(images)])
         parts = self._losses(images, true, right)
+        if lesson:
+            parts["teacher"] = self._teacher_loss(images[lesson.there.to(self.device)], lesson)
         if drawn.owners:
             own = torch.tensor(drawn.owners, device=self.device)
             texts_of_swaps, tokens_of_swaps = (true.index_select(0, own), false), (right[own], wrong)
             parts |= self._swap_losses(images.index_select(0, own), texts_of_swaps, tokens_of_swaps)
-        weights = self._weights()
-        loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
-        scale = self.model.logit_scale.detach().exp()
+        return parts
+
+    def _encode(self, small: Tensor) -> Tensor:
+        """Unit vectors float32 (N, D) of uint8 pictures (N, 3, H, W)."""
+        with self._precision():
+            images = self.model.encode_image(self._input(small), normalize=True)
+        out: Tensor = images.float()
+        return out
+
+    def _precision(self) -> torch.autocast:
+        import torch
+
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half_precision(self.device))
+
+    def _descend(self, loss: Tensor, rate: float) -> Tensor:
+        """One step of the optimizer at this share of its rates; returns the gradient's norm."""
+        import torch
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["peak"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.trained.parameters(), self.settings.clip_norm)
+        norm: Tensor = torch.nn.utils.clip_grad_norm_(self.trained.parameters(), self.settings.clip_norm)
         if not torch.isfinite(norm):
             raise HeadraceError(
                 f"the gradient is not finite at step {self.step}", hint="lower `training.learning_rate`"
@@ -166,15 +214,13 @@ class Trainer:
         self.optimizer.step()
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, math.log(self.settings.max_scale))
-        self.step += 1
-        self._update_average()
-        numbers = {"loss": loss, **parts, "scale": scale, "norm": norm}
-        return {name: round(float(value.detach()), 5) for name, value in numbers.items()} | {"rate": rate}
+        return norm
 
     def _weights(self) -> dict[str, float]:
         """What every part of the loss counts."""
         s = self.settings
         weights = {"contrast": 1.0, "swap": s.swap_weight, "anchor": s.anchor_weight, "centre": s.centre_weight}
+        weights["teacher"] = s.teacher_weight
         for name, weight in (("words", s.words_weight), ("swapped_words", s.swapped_words_weight)):
             weights |= {f"{name}_of_image": weight, f"{name}_of_text": TEXT_SHARE * weight}
         return weights
@@ -197,6 +243,12 @@ class Trainer:
             "words_of_image": of_image,
             "words_of_text": of_text,
         }
+
+    def _teacher_loss(self, images: Tensor, lesson: Lesson) -> Tensor:
+        """What images (K, D), those that have a lesson, are to show of the teacher's vectors."""
+        from trainer.teacher import teacher_loss
+
+        return teacher_loss(self.teacher, images, lesson.vectors.to(self.device))
 
     def _swap_losses(
         self, images: Tensor, texts: tuple[Tensor, Tensor], tokens: tuple[Tensor, Tensor]
@@ -256,14 +308,15 @@ class Trainer:
         sets = {source.name: source.facts for source in self.sources}
         shards = [f"--shards {shlex.quote(str(folder))}" for folder in self.run.shards]
         command = f"trainer clip {' '.join(shards)} --config recipe.json --seed {self.run.seed}"
+        command += f" --start-from {shlex.quote(self.run.start_from)}" if self.run.start_from else ""
         write_card(self.run.out, self.run.config, sets, command, self.step, figures)
         checkpoint.save(self.run.out / STATE, tensors, {"step": self.step, "run": run_digest(self.run)})
 
     def restore(self) -> None:
         """Continue from the state in `run.out`."""
         tensors, scalars = checkpoint.load(self.run.out / STATE)
-        self.model.load_state_dict(checkpoint.section(tensors, "model"))
-        self.words.load_state_dict(checkpoint.section(tensors, "words"))
+        for name, part in self.trained.items():
+            part.load_state_dict(checkpoint.section(tensors, name))
         saved = checkpoint.section(tensors, "average")
         self.average = {name: checkpoint.like(value, saved[name]) for name, value in self.average.items()}
         checkpoint.restore_optimizer(self.trained, self.optimizer, tensors)
@@ -271,9 +324,10 @@ class Trainer:
 
 
 def run_digest(run: Run) -> str:
-    """What must be equal for a state to be continued: config, seed, and the sets by their own description."""
+    """What must be equal for a state to be continued: config, seed, first weights, the sets by their description."""
     sets = [json.loads((folder / "dataset.json").read_text(encoding="utf-8")) for folder in run.shards]
-    return digest({"config": run.config.model_dump(mode="json"), "seed": run.seed, "sets": sets})
+    first = {} if run.start_from is None else {"start_from": first_clip(run.start_from).identity}
+    return digest({"config": run.config.model_dump(mode="json"), "seed": run.seed, "sets": sets, **first})
 
 
 def _check_out(run: Run) -> None:
@@ -291,34 +345,7 @@ def _check_same(run: Run) -> None:
     """Raise unless the state in `run.out` is of this config, seed and sets; nothing was written yet."""
     if checkpoint.scalars(run.out / STATE)["run"] != run_digest(run):
         raise HeadraceError(
-            f"{run.out} was trained with another config, seed or sets",
-            hint="give the same --config, --seed and --shards, or another --out",
+            f"{run.out} was trained with another config, seed, sets or first weights",
+            hint="give the same --config, --seed, --shards and --start-from, or another --out",
             code=REFUSED,
         )
-
-
-def _build(run: Run, device: torch.device) -> Clip:
-    """A fresh model of this architecture, weights drawn from the seed, behind the wrapper that will score with it."""
-    import open_clip
-    import torch
-
-    from pipeline.clip import Clip, quiet
-
-    write_config(run.out, run.config)
-    torch.manual_seed(run.seed)
-    try:
-        with quiet():
-            name = f"local-dir:{run.out}"
-            model = open_clip.create_model(name, device=device, load_weights=False, pretrained_text=False)
-        tokenizer = open_clip.get_tokenizer(f"local-dir:{run.out}")
-    except Exception as error:
-        (run.out / CONFIG).unlink()
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise HeadraceError(
-            f"open_clip cannot build the model of this config: {why}", hint="correct `model_cfg`"
-        ) from error
-    if not isinstance(tokenizer, open_clip.SimpleTokenizer):
-        hint = "leave `hf_tokenizer_name` out of `model_cfg.text_cfg`"
-        raise HeadraceError("a CLIP is trained with open_clip's own tokenizer only", hint=hint)
-    model.visual.to(memory_format=torch.channels_last)
-    return Clip(run.out.name, model, tokenizer, run.out / WEIGHTS, device)

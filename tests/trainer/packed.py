@@ -7,13 +7,15 @@ import json
 import resource
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import simplejpeg
+from numpy.typing import NDArray
 
 from pipeline.clip import Clip
-from pipeline.shards import TarWriter, vector_column, write_parquet
+from pipeline.shards import TarWriter, read_parquet, shard_files, vector_column, write_parquet
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
 
@@ -81,6 +83,19 @@ def _write_shard(
         columns["text_emb"] = vector_column(clip.encode_texts([text or "" for text in captions]), there)
         columns["weight"] = np.ones(len(members), np.float32)
     write_parquet(pa.table(columns), stem.with_suffix(".parquet"))
+
+
+def with_column(
+    folder: Path, name: str, values: NDArray[np.floating[Any]], there: NDArray[np.bool_] | None = None
+) -> Path:
+    """Give a set's training rows a column of vectors (rows, D), null where not `there`."""
+    start = 0
+    for path in shard_files(folder / "train", "parquet"):
+        table = read_parquet(path)
+        part = slice(start, start := start + len(table))
+        mask = np.ones(len(table), bool) if there is None else there[part]
+        write_parquet(table.append_column(name, vector_column(values[part], mask)), path)
+    return folder
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.base import HeadraceError, parse_config
 from pipeline.clip import load
-from tests.trainer.packed import pictures_and_captions, small_files, write_packed
+from tests.trainer.packed import COLOURS, pictures_and_captions, small_files, with_column, write_packed
 from trainer import checkpoint
 from trainer.cli import main
 from trainer.clip_files import WEIGHTS
@@ -190,6 +190,62 @@ def test_the_command_trains_and_says_when_the_time_was_up(
     assert said == [(1, f"{tmp_path / 'out'}: the time was up; continue with --resume"), (0, str(tmp_path / "out"))]
     fit(run(shards, tmp_path / "whole"), silent)
     assert (tmp_path / "whole" / WEIGHTS).read_bytes() == (tmp_path / "out" / WEIGHTS).read_bytes()
+
+
+def taught(folder: Path) -> Path:
+    """The small set with a teacher that tells the colours of both halves."""
+    values = np.array([[*COLOURS[a], *COLOURS[b]] for a in COLOURS for b in COLOURS], np.float16)
+    return with_column(write_packed(folder), "colours", values)
+
+
+def test_a_teacher_is_learned_from_alone_first_and_then_beside_the_captions(tmp_path: Path) -> None:
+    shards = taught(tmp_path / "set")
+    config = tiny(batch=16, steps=60, warmup=5, evaluate_every=60, teacher="colours", teacher_steps=40)
+    fit(run(shards, tmp_path / "out", config), silent)
+    lines = [line for line in metrics(tmp_path / "out") if "teacher" in line]
+    assert lines[-1]["teacher"] < 0.2 and lines[-1]["teacher"] < lines[0]["teacher"] / 2  # 1 says nothing
+    assert [line["step"] for line in lines if "contrast" in line] == [50, 60]
+
+
+def test_before_its_first_text_a_run_resumes_exactly_too(tmp_path: Path) -> None:
+    shards = taught(tmp_path / "set")
+    config = tiny(teacher="colours", teacher_steps=4)
+    fit(run(shards, tmp_path / "whole", config), silent)
+    fit(run(shards, tmp_path / "parts", config, minutes=0.0), silent)
+    first, drawn = (checkpoint.load(tmp_path / "parts" / STATE)[0], load_text_tower(shards, tmp_path / "fresh"))
+    assert torch.equal(first["model.transformer.resblocks.0.mlp.c_fc.weight"], drawn)
+    for _ in range(7):
+        fit(run(shards, tmp_path / "parts", config, minutes=0.0, resume=True), silent)
+    whole, parts = (checkpoint.load(tmp_path / name / STATE)[0] for name in ("whole", "parts"))
+    assert set(whole) == set(parts) and all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert not torch.equal(whole["model.transformer.resblocks.0.mlp.c_fc.weight"], drawn)
+
+
+def load_text_tower(shards: Path, out: Path) -> Tensor:
+    """A kernel of the text tower as the seed draws it."""
+    from trainer.clip_build import build
+
+    model = build(tiny(), 1, None, out, torch.device("cpu")).model
+    weight: Tensor = model.transformer.resblocks[0].mlp.c_fc.weight
+    return weight
+
+
+def test_a_run_may_start_from_another_clip(shards: Path, tmp_path: Path) -> None:
+    fit(run(shards, tmp_path / "first", tiny(steps=3)), silent)
+    given = load_file(tmp_path / "first" / WEIGHTS)
+    config = tiny(steps=3, learning_rate=1e-12, matrix_rate=1e-12, ema=0.0)
+    again = run(shards, tmp_path / "second", config, start_from=str(tmp_path / "first"))
+    fit(again, silent)
+    written = load_file(tmp_path / "second" / WEIGHTS)
+    name = "token_embedding.weight"
+    torch.testing.assert_close(written[name], given[name])
+    assert f"--start-from {tmp_path / 'first'}" in (tmp_path / "second" / "README.md").read_text()
+    with pytest.raises(HeadraceError, match="first weights"):
+        fit(run(shards, tmp_path / "second", config, resume=True), silent)
+    wide = config.model_copy(update={"model_cfg": {**config.model_cfg, "embed_dim": 32}})
+    with pytest.raises(HeadraceError, match="do not fit the config's model") as caught:
+        fit(run(shards, tmp_path / "third", wide, start_from=str(tmp_path / "first")), silent)
+    assert caught.value.code == 4 and not list((tmp_path / "third").iterdir())
 
 
 def test_texts_without_padding_equal_texts_with_it(shards: Path, tmp_path: Path) -> None:

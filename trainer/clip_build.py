@@ -1,0 +1,83 @@
+"""A CLIP that is to be trained: built from its config, its weights drawn from a seed or taken from another CLIP."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.base import REFUSED, HeadraceError
+from trainer.clip_files import CONFIG, WEIGHTS, write_config
+from trainer.config import ClipConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.clip import Clip
+
+
+@lru_cache(maxsize=1)
+def first_clip(name: str) -> Clip:
+    """The CLIP that training starts from."""
+    from pipeline.clip import load
+
+    return load(name, device="cpu")
+
+
+def build(config: ClipConfig, seed: int, start_from: str | None, out: Path, device: torch.device) -> Clip:
+    """A model of the config's architecture behind the wrapper that will score with it; writes its config to `out`.
+
+    Its weights are drawn from the seed, or those of the CLIP called `start_from`.
+
+    Raises:
+        HeadraceError: a model that open_clip cannot build, a tokenizer that is not its own, weights that do not fit
+            (code 4); then nothing is left in `out`.
+    """
+    from pipeline.clip import Clip
+
+    write_config(out, config)
+    try:
+        model, tokenizer = _made(out, seed, device)
+        if start_from is not None:
+            _start(model, first_clip(start_from))
+    except HeadraceError:
+        (out / CONFIG).unlink()
+        raise
+    return Clip(out.name, model, tokenizer, out / WEIGHTS, device)
+
+
+def _made(out: Path, seed: int, device: torch.device) -> tuple[Any, Any]:
+    """Model and tokenizer of the config in `out`."""
+    import open_clip
+    import torch
+
+    from pipeline.clip import quiet
+
+    name = f"local-dir:{out}"
+    torch.manual_seed(seed)
+    try:
+        with quiet():
+            model = open_clip.create_model(name, device=device, load_weights=False, pretrained_text=False)
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise HeadraceError(
+            f"open_clip cannot build the model of this config: {why}", hint="correct `model_cfg`"
+        ) from error
+    if not isinstance(tokenizer, open_clip.SimpleTokenizer):
+        hint = "leave `hf_tokenizer_name` out of `model_cfg.text_cfg`"
+        raise HeadraceError("a CLIP is trained with open_clip's own tokenizer only", hint=hint)
+    model.visual.to(memory_format=torch.channels_last)
+    return model, tokenizer
+
+
+def _start(model: Any, first: Clip) -> None:
+    """Give a model another's weights; those of another architecture are refused."""
+    given, own = first.model.state_dict(), model.state_dict()
+    fits = {name for name, value in own.items() if name in given and given[name].shape == value.shape}
+    odd = sorted({*given, *own} - fits)
+    if odd:
+        hint = f"give --config the `model_cfg` of {first.name}, or leave --start-from out"
+        what = f"the weights of CLIP {first.name} do not fit the config's model: {odd[0]}"
+        raise HeadraceError(what, hint=hint, code=REFUSED)
+    model.load_state_dict(given)
