@@ -11,9 +11,13 @@ from trainer.clip_files import CONFIG, WEIGHTS, write_config
 from trainer.config import ClipConfig
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from pipeline.clip import Clip
+
+SAME = 1e-5  # 1 less the cosine of two vectors that one function gives
 
 
 @lru_cache(maxsize=1)
@@ -21,7 +25,7 @@ def first_clip(name: str) -> Clip:
     """The CLIP that training starts from."""
     from pipeline.clip import load
 
-    return load(name, device="cpu")
+    return load(name)
 
 
 def build(config: ClipConfig, seed: int, start_from: str | None, out: Path, device: torch.device) -> Clip:
@@ -37,13 +41,13 @@ def build(config: ClipConfig, seed: int, start_from: str | None, out: Path, devi
 
     write_config(out, config)
     try:
-        model, tokenizer = _made(out, seed, device)
+        clip = Clip(out.name, *_made(out, seed, device), out / WEIGHTS, device)
         if start_from is not None:
-            _start(model, first_clip(start_from))
+            _start(clip, first_clip(start_from))
     except HeadraceError:
         (out / CONFIG).unlink()
         raise
-    return Clip(out.name, model, tokenizer, out / WEIGHTS, device)
+    return clip
 
 
 def _made(out: Path, seed: int, device: torch.device) -> tuple[Any, Any]:
@@ -71,13 +75,35 @@ def _made(out: Path, seed: int, device: torch.device) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _start(model: Any, first: Clip) -> None:
-    """Give a model another's weights; those of another architecture are refused."""
-    given, own = first.model.state_dict(), model.state_dict()
+def _start(clip: Clip, first: Clip) -> None:
+    """Give a CLIP another's weights.
+
+    Those of another architecture are refused, and so are those that give other vectors here: heads of attention,
+    activation and preprocessing leave no trace in the weights.
+    """
+    given, own = first.model.state_dict(), clip.model.state_dict()
     fits = {name for name, value in own.items() if name in given and given[name].shape == value.shape}
     odd = sorted({*given, *own} - fits)
+    hint = f"give --config the `model_cfg` and `preprocess_cfg` of {first.name}, or leave --start-from out"
     if odd:
-        hint = f"give --config the `model_cfg` of {first.name}, or leave --start-from out"
         what = f"the weights of CLIP {first.name} do not fit the config's model: {odd[0]}"
         raise HeadraceError(what, hint=hint, code=REFUSED)
-    model.load_state_dict(given)
+    clip.model.load_state_dict(given)
+    clip.model.eval()
+    if max(_apart(one(clip), one(first)) for one in (_of_a_text, _of_a_picture)) > SAME:
+        what = f"with the weights of CLIP {first.name} the config's model gives other vectors"
+        raise HeadraceError(what, hint=hint, code=REFUSED)
+
+
+def _of_a_text(clip: Clip) -> NDArray[np.float32]:
+    return clip.encode_texts(["a photo of a cat"])
+
+
+def _of_a_picture(clip: Clip) -> NDArray[np.float32]:
+    import numpy as np
+
+    return clip.encode_images([np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)])
+
+
+def _apart(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    return 1 - float((one * other).sum())

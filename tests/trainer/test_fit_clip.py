@@ -246,6 +246,14 @@ def test_a_run_may_start_from_another_clip(shards: Path, tmp_path: Path) -> None
     with pytest.raises(HeadraceError, match="do not fit the config's model") as caught:
         fit(run(shards, tmp_path / "third", wide, start_from=str(tmp_path / "first")), silent)
     assert caught.value.code == 4 and not list((tmp_path / "third").iterdir())
+    changes: list[dict[str, object]] = [
+        {"model_cfg": {**config.model_cfg, "quick_gelu": True}},
+        {"preprocess_cfg": config.preprocess_cfg.model_copy(update={"mean": (0.1, 0.5, 0.9)})},
+    ]
+    for change in changes:
+        with pytest.raises(HeadraceError, match="gives other vectors"):
+            other = config.model_copy(update=change)
+            fit(run(shards, tmp_path / "third", other, start_from=str(tmp_path / "first")), silent)
 
 
 def test_texts_without_padding_equal_texts_with_it(shards: Path, tmp_path: Path) -> None:
