@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,8 +120,8 @@ def sample(
     """Draw pictures from texts."""
     from trainer.pictures import file_name
 
-    run, unclip = _open(run, clip, out)
     texts, seeds = list(dict.fromkeys(texts)), range(seed, seed + count)
+    run, unclip = _open(run, clip, out, len(texts) * count * best_of)
     jobs = [(text, own) for text in texts for own in seeds]
     drawn = unclip.sample([text for text, _ in jobs], [own for _, own in jobs], best_of, _how(steps, guidance))
     names = [f"{texts.index(text):02d}-{file_name(text)}-{own}" for text, own in jobs]
@@ -154,7 +156,7 @@ def vary(
         hint = "leave one of them out"
         raise HeadraceError("--guidance has no use beside --eta, which draws without guidance", hint=hint)
     given = read_picture(picture)
-    run, unclip = _open(run, clip, out)
+    run, unclip = _open(run, clip, out, count)
     seeds = range(seed, seed + count)
     drawn = unclip.vary(given, seeds, eta, _how(steps, guidance))
     row = {f"vary-{own}": one for own, one in zip(seeds, drawn, strict=True)}
@@ -176,7 +178,7 @@ def blend(
     from trainer.pictures import read_picture
 
     ends = read_picture(a), read_picture(b)
-    run, unclip = _open(run, clip, out)
+    run, unclip = _open(run, clip, out, count)
     weights = [number / max(1, count - 1) for number in range(count)]
     drawn = unclip.blend(*ends, weights, seed, _how(steps, None))
     row = {f"blend-{number:02d}-{weights[number]:.3f}": one for number, one in enumerate(drawn)}
@@ -200,7 +202,7 @@ def edit(
     from trainer.pictures import read_picture
 
     given = read_picture(picture)
-    run, unclip = _open(run, clip, out)
+    run, unclip = _open(run, clip, out, count)
     angles = [furthest * number / max(1, count - 1) for number in range(count)]
     drawn = unclip.edit(given, before, after, angles, seed, _how(steps, None))
     row = {f"edit-{number:02d}-{angles[number]:.3f}": one for number, one in enumerate(drawn)}
@@ -226,7 +228,7 @@ def inpaint(
 
     given = read_picture(picture)
     paint = read_mask(mask, given.shape[:2])
-    run, unclip = _open(run, clip, out)
+    run, unclip = _open(run, clip, out, count * best_of)
     seeds = range(seed, seed + count)
     drawn = unclip.inpaint(given, paint, text, seeds, best_of, _how(steps, guidance))
     row = {f"inpaint-{own}": one for own, one in zip(seeds, drawn, strict=True)}
@@ -289,8 +291,11 @@ def _end_of_training(out: Path, done: bool) -> None:
         raise typer.Exit(PARTLY)
 
 
-def _open(run: Path | None, clip: str | None, out: Path | None) -> tuple[Path, UnClip]:
-    """The run, ready to draw into `out`; a place that cannot be written to is told now, not when all is drawn."""
+def _open(run: Path | None, clip: str | None, out: Path | None, count: int) -> tuple[Path, UnClip]:
+    """The run, ready to draw `count` pictures, the best of which go into `out`, and to say how far it is.
+
+    A place that cannot be written to is told now, not when all is drawn.
+    """
     from trainer.pictures import FOLDER
     from trainer.unclip import load, newest_run
 
@@ -300,7 +305,21 @@ def _open(run: Path | None, clip: str | None, out: Path | None) -> tuple[Path, U
     place = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise HeadraceError(f"cannot write into {folder}: {place} is closed or no folder", hint="give another --out")
+    loaded.drawn = _counting(count)
     return run, loaded
+
+
+def _counting(total: int) -> Callable[[int], None]:
+    """Says after every batch how many of all pictures are drawn, and how long the rest will take."""
+    done, started = 0, time.monotonic()
+
+    def say(count: int) -> None:
+        nonlocal done
+        done += count
+        left = (time.monotonic() - started) * (total - done) / done
+        typer.echo(f"drawn {done} of {total}, {left:.0f} s left", err=True)
+
+    return say
 
 
 def _how(steps: int | None, guidance: float | None) -> How:
