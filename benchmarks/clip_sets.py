@@ -4,7 +4,8 @@
 one object is drawn and told, with its place: sides are learned from one object before two. Wrong captions of the others
 have colours, shapes, sizes or the relation exchanged, or one shape told as another. `OUT/clipart/curated`: the
 corpus' clip art and emoji as `curate` leaves them, without the quarter whose path hashes below 64 and without what is
-within 8 bits of one of those by perceptual hash. The stamps are in neither.
+within 8 bits of one of those by perceptual hash; the column `teacher` is what `benchmarks.teacher` says of a picture.
+The stamps are in neither.
 """
 
 from __future__ import annotations

@@ -20,20 +20,24 @@ SIDE, BATCH = 224, 32
 BGR_MEAN = np.array([104, 117, 123], np.float32)  # what the network was trained with
 
 
-def vectors(paths: Sequence[Path]) -> NDArray[np.float16]:
+def vectors(pictures: Sequence[Path | Image.Image]) -> NDArray[np.float16]:
     """One row (1024) a picture: square roots of the layer, so that no single feature drowns the others."""
     session = onnxruntime.InferenceSession(with_output(HIDDEN), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    parts = [session.run([HIDDEN], {name: batch})[0] for batch in inputs(paths)]
+    parts = [session.run([HIDDEN], {name: batch})[0] for batch in inputs(pictures)]
     return np.sqrt(np.concatenate(parts)).astype(np.float16)
 
 
-def inputs(paths: Sequence[Path]) -> Iterator[NDArray[np.float32]]:
+def inputs(pictures: Sequence[Path | Image.Image]) -> Iterator[NDArray[np.float32]]:
     """Pictures as the network takes them, whole and made square, as a CLIP that squashes sees them."""
-    for start in range(0, len(paths), BATCH):
-        opened = [Image.open(path).convert("RGB") for path in paths[start : start + BATCH]]
-        pictures = [picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR) for picture in opened]
-        yield np.stack([np.asarray(picture, np.float32)[:, :, ::-1] - BGR_MEAN for picture in pictures])
+    for start in range(0, len(pictures), BATCH):
+        batch = [_whole(picture) for picture in pictures[start : start + BATCH]]
+        yield np.stack([np.asarray(picture, np.float32)[:, :, ::-1] - BGR_MEAN for picture in batch])
+
+
+def _whole(picture: Path | Image.Image) -> Image.Image:
+    opened = Image.open(picture) if isinstance(picture, Path) else picture
+    return opened.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
 
 
 def with_output(name: str) -> bytes:

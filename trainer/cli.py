@@ -305,7 +305,7 @@ def _open(run: Path | None, clip: str | None, out: Path | None, count: int) -> t
     place = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise HeadraceError(f"cannot write into {folder}: {place} is closed or no folder", hint="give another --out")
-    loaded.drawn = _counting(count)
+    loaded.on_drawn = _counting(count)
     return run, loaded
 
 

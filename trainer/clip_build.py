@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,38 +19,34 @@ if TYPE_CHECKING:
 SAME = 1e-5  # 1 less the cosine of two vectors that one function gives
 
 
-@lru_cache(maxsize=1)
-def first_clip(name: str) -> Clip:
-    """The CLIP that training starts from."""
-    from pipeline.clip import load
-
-    return load(name)
-
-
-def build(config: ClipConfig, seed: int, start_from: str | None, out: Path, device: torch.device) -> Clip:
+def build(config: ClipConfig, seed: int, first: Clip | None, out: Path, device: torch.device) -> Clip:
     """A model of the config's architecture behind the wrapper that will score with it; writes its config to `out`.
 
-    Its weights are drawn from the seed, or those of the CLIP called `start_from`.
+    Its weights are drawn from the seed, or those of `first`, which is on the CPU.
 
     Raises:
         HeadraceError: a model that open_clip cannot build, a tokenizer that is not its own, weights that do not fit
-            (code 4); then nothing is left in `out`.
+            (code 4); then nothing new is left in `out`.
     """
     from pipeline.clip import Clip
 
+    known = (out / CONFIG).is_file()
     write_config(out, config)
     try:
-        clip = Clip(out.name, *_made(out, seed, device), out / WEIGHTS, device)
-        if start_from is not None:
-            _start(clip, first_clip(start_from))
+        model, tokenizer = _made(out, seed)
+        if first is not None:
+            import torch
+
+            _start(Clip(out.name, model, tokenizer, out / WEIGHTS, torch.device("cpu")), first)
     except HeadraceError:
-        (out / CONFIG).unlink()
+        if not known:
+            (out / CONFIG).unlink()
         raise
-    return clip
+    return Clip(out.name, model.to(device), tokenizer, out / WEIGHTS, device)
 
 
-def _made(out: Path, seed: int, device: torch.device) -> tuple[Any, Any]:
-    """Model and tokenizer of the config in `out`."""
+def _made(out: Path, seed: int) -> tuple[Any, Any]:
+    """Model, on the CPU, and tokenizer of the config in `out`."""
     import open_clip
     import torch
 
@@ -61,7 +56,7 @@ def _made(out: Path, seed: int, device: torch.device) -> tuple[Any, Any]:
     torch.manual_seed(seed)
     try:
         with quiet():
-            model = open_clip.create_model(name, device=device, load_weights=False, pretrained_text=False)
+            model = open_clip.create_model(name, device="cpu", load_weights=False, pretrained_text=False)
         tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -90,7 +85,8 @@ def _start(clip: Clip, first: Clip) -> None:
         raise HeadraceError(what, hint=hint, code=REFUSED)
     clip.model.load_state_dict(given)
     clip.model.eval()
-    if max(_apart(one(clip), one(first)) for one in (_of_a_text, _of_a_picture)) > SAME:
+    apart = max(_apart(one(clip), one(first)) for one in (_of_a_text, _of_a_picture))
+    if apart > SAME or str(clip.preprocess) != str(first.preprocess):
         what = f"with the weights of CLIP {first.name} the config's model gives other vectors"
         raise HeadraceError(what, hint=hint, code=REFUSED)
 

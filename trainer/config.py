@@ -6,9 +6,9 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.base import MISSING, Config, HeadraceError, parse_config, read_toml
 
@@ -54,11 +54,19 @@ class ClipTraining(Config):
     swapped_words_weight: float = Field(default=1.0, ge=0)  # of the loss that tells it by words and pairs
     teacher: str = ""  # column of the sets with another network's vectors of the pictures, to be read off this one's
     teacher_weight: float = Field(default=10.0, ge=0)
-    teacher_steps: int = Field(default=0, ge=0)  # the first ones, in which it alone teaches: no text is looked at
+    teacher_steps: int = Field(default=0, ge=0)  # the first ones, in which it alone teaches
     max_scale: float = Field(default=30.0, gt=1)  # cap of the logit scale: it fixes what a cosine means
     ema: float = Field(default=0.998, ge=0, lt=1)
     evaluate_every: int = Field(default=250, ge=1)
     augmentation: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _texts_are_learned(self) -> Self:
+        if self.teacher_steps and not self.teacher:
+            raise ValueError("`teacher_steps` need a `teacher`")
+        if self.teacher_steps >= self.steps:
+            raise ValueError(f"`teacher_steps` must be below `steps`, {self.steps}: no text is learned in them")
+        return self
 
 
 class ClipPreprocess(Config):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.base import REFUSED, HeadraceError, digest
 from trainer import augment, checkpoint
-from trainer.clip_build import build, first_clip
+from trainer.clip_build import build
 from trainer.clip_files import WEIGHTS, write_card, write_model
 from trainer.config import ClipConfig
 from trainer.contrast import centre_loss, encode_texts, threshold_loss
@@ -63,17 +63,20 @@ def fit(run: Run, say: Callable[[str], None]) -> bool:
     """
     import torch
 
+    from pipeline.clip import load
     from trainer.teacher import read_lessons
 
     _check_out(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     opened = open_sources(run.shards, run.config.training, run.seed)
+    first = None if run.start_from is None else load(run.start_from, device="cpu")
+    signature = run_digest(run, first)
     if run.resume:
-        _check_same(run)
+        _check_same(run, signature)
     teacher = run.config.training.teacher
     lessons = read_lessons(run.shards, teacher) if teacher else None
-    clip = build(run.config, run.seed, run.start_from, run.out, device)
-    trainer = Trainer(run, clip, [decoded(one, clip, say) for one in opened], lessons, device)
+    clip = build(run.config, run.seed, None if run.resume else first, run.out, device)
+    trainer = Trainer(run, signature, clip, [decoded(one, clip, say) for one in opened], lessons)
     if run.resume:
         trainer.restore()
         say(f"resumed at step {trainer.step}")
@@ -118,14 +121,15 @@ class Trainer:
     """The state of a run and its one step."""
 
     def __init__(
-        self, run: Run, clip: Clip, sources: Sequence[Source], lessons: Lessons | None, device: torch.device
+        self, run: Run, signature: str, clip: Clip, sources: Sequence[Source], lessons: Lessons | None
     ) -> None:
         from torch import nn
 
         from trainer.teacher import TeacherHead
         from trainer.word_loss import WordHead
 
-        self.run, self.clip, self.sources, self.lessons, self.device = run, clip, sources, lessons, device
+        self.run, self.signature, self.clip, self.sources, self.lessons = run, signature, clip, sources, lessons
+        self.device = device = clip.device
         self.settings = run.config.training
         self.model: Any = clip.model
         self.step = 0
@@ -154,7 +158,7 @@ class Trainer:
         rows = [source.batches.rows(self.step) for source in self.sources]
         lesson = None if self.lessons is None else self.lessons.take(rows)
         self.model.train()
-        if lesson and len(lesson.vectors) and self.step < self.settings.teacher_steps:
+        if lesson is not None and len(lesson.vectors) > 1 and self.step < self.settings.teacher_steps:
             parts = {"teacher": self._teacher_loss(self._encode(small[lesson.there]), lesson)}
         else:
             parts = self._pairs(drawn, small, lesson)
@@ -178,7 +182,7 @@ class Trainer:
         true, false = texts.float().tensor_split([len(images)])
         right, wrong = tokens.tensor_split([len(images)])
         parts = self._losses(images, true, right)
-        if lesson:
+        if lesson is not None:
             parts["teacher"] = self._teacher_loss(images[lesson.there.to(self.device)], lesson)
         if drawn.owners:
             own = torch.tensor(drawn.owners, device=self.device)
@@ -308,9 +312,9 @@ class Trainer:
         sets = {source.name: source.facts for source in self.sources}
         shards = [f"--shards {shlex.quote(str(folder))}" for folder in self.run.shards]
         command = f"trainer clip {' '.join(shards)} --config recipe.json --seed {self.run.seed}"
-        command += f" --start-from {shlex.quote(self.run.start_from)}" if self.run.start_from else ""
+        command += f" --start-from {shlex.quote(self.run.start_from)}" if self.run.start_from is not None else ""
         write_card(self.run.out, self.run.config, sets, command, self.step, figures)
-        checkpoint.save(self.run.out / STATE, tensors, {"step": self.step, "run": run_digest(self.run)})
+        checkpoint.save(self.run.out / STATE, tensors, {"step": self.step, "run": self.signature})
 
     def restore(self) -> None:
         """Continue from the state in `run.out`."""
@@ -323,11 +327,11 @@ class Trainer:
         self.step = int(scalars["step"])
 
 
-def run_digest(run: Run) -> str:
+def run_digest(run: Run, first: Clip | None) -> str:
     """What must be equal for a state to be continued: config, seed, first weights, the sets by their description."""
     sets = [json.loads((folder / "dataset.json").read_text(encoding="utf-8")) for folder in run.shards]
-    first = {} if run.start_from is None else {"start_from": first_clip(run.start_from).identity}
-    return digest({"config": run.config.model_dump(mode="json"), "seed": run.seed, "sets": sets, **first})
+    begun = {} if first is None else {"start_from": {**first.identity, "name": ""}}
+    return digest({"config": run.config.model_dump(mode="json"), "seed": run.seed, "sets": sets, **begun})
 
 
 def _check_out(run: Run) -> None:
@@ -341,9 +345,9 @@ def _check_out(run: Run) -> None:
         raise HeadraceError(f"{run.out} already holds a run", hint=hint, code=REFUSED)
 
 
-def _check_same(run: Run) -> None:
+def _check_same(run: Run, signature: str) -> None:
     """Raise unless the state in `run.out` is of this config, seed and sets; nothing was written yet."""
-    if checkpoint.scalars(run.out / STATE)["run"] != run_digest(run):
+    if checkpoint.scalars(run.out / STATE)["run"] != signature:
         raise HeadraceError(
             f"{run.out} was trained with another config, seed, sets or first weights",
             hint="give the same --config, --seed, --shards and --start-from, or another --out",

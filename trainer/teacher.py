@@ -35,13 +35,15 @@ class Lesson(NamedTuple):
 
 
 class Lessons:
-    """The vectors of all sets' training rows, every dimension brought to mean 0 and deviation 1 over all of them."""
+    """The vectors of all sets' training rows, every dimension brought to mean 0 and deviation 1 over all of them.
+
+    `columns` has an array (rows, D) for each set; rows of zeros teach nothing, and the others are not all the same.
+    """
 
     def __init__(self, columns: Sequence[NDArray[np.float16]]) -> None:
-        """One array (rows, D) a set; rows of zeros teach nothing."""
         self._columns = columns
+        self.dimension = columns[0].shape[1]
         known = np.concatenate([rows[_there(rows)] for rows in columns]).astype(np.float32)
-        self.dimension = known.shape[1]
         deviation = known.std(axis=0)
         self._mean = torch.from_numpy(known.mean(axis=0))
         self._deviation = torch.from_numpy(np.maximum(deviation, SMALLEST * deviation.max()))
@@ -69,7 +71,12 @@ def read_lessons(folders: Sequence[Path], column: str) -> Lessons:
         told = " and ".join(map(str, widths))
         hint = "take the vectors of one network"
         raise HeadraceError(f"the sets' vectors in {column} differ in length: {told}", hint=hint, code=REFUSED)
-    return Lessons([np.concatenate([_of_width(part, widths[0]) for part in parts]) for parts in shards])
+    columns = [np.concatenate([_of_width(part, widths[0]) for part in parts]) for parts in shards]
+    known = np.concatenate([rows[_there(rows)] for rows in columns])
+    if not np.any(known != known[:1]):
+        hint = "take another column, or leave `training.teacher` out"
+        raise HeadraceError(f"the vectors in {column} say the same of all pictures", hint=hint, code=REFUSED)
+    return Lessons(columns)
 
 
 def _read_shard(path: Path, column: str) -> NDArray[np.float16]:
@@ -80,7 +87,7 @@ def _read_shard(path: Path, column: str) -> NDArray[np.float16]:
     given = read_parquet(path, [column])[column]
     try:
         lengths = pc.unique(pc.drop_null(pc.list_value_length(given))).to_pylist()
-        one_length = given.cast(pa.list_(pa.float32(), lengths[0])) if lengths else None
+        one_length = given.cast(pa.list_(pa.float32(), lengths[0] or -1)) if lengths else None
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         hint = "give lists of numbers of one length, or leave `training.teacher` out"
         raise HeadraceError(f"{path} has no vectors in its column {column}", hint=hint, code=REFUSED) from None

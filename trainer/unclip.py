@@ -94,7 +94,9 @@ class UnClip:
         self._prior = prior
         self._decoder = decoder
         self._upsampler = upsampler
-        self.drawn: Callable[[int], None] = lambda count: None  # told how many pictures were drawn since it was called
+        self.on_drawn: Callable[[int], None] = lambda count: (
+            None
+        )  # told how many pictures were drawn since it was called
 
     @property
     def side(self) -> int:
@@ -250,7 +252,7 @@ class UnClip:
             keep = small_scene.keep(own, "small") if small_scene else keep_nothing
             small = draw(denoise, decoder_noise(self._decoder, own, self._device), how, keep)
             done.append(self._enlarged(small, own, how, scene))
-            self.drawn(len(own))
+            self.on_drawn(len(own))
         return np.concatenate(done)
 
     def _redrawn(self, vectors: Tensor, start: Tensor, seeds: Sequence[int], eta: float, how: How) -> Picture:
@@ -261,7 +263,7 @@ class UnClip:
             denoise = decoder_denoise(self._decoder, vectors[rows], None, faithful)
             small = redraw(denoise, start[rows], seeds[rows], eta, faithful)
             done.append(self._enlarged(small, seeds[rows], how, None))
-            self.drawn(len(seeds[rows]))
+            self.on_drawn(len(seeds[rows]))
         return np.concatenate(done)
 
     def _inverted(self, picture: Picture, how: How) -> Tensor:

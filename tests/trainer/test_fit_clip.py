@@ -207,6 +207,14 @@ def test_a_teacher_is_learned_from_alone_first_and_then_beside_the_captions(tmp_
     assert [line["step"] for line in lines if "contrast" in line] == [50, 60]
 
 
+def test_a_set_without_lessons_is_trained_on_beside_one_with(shards: Path, tmp_path: Path) -> None:
+    config = tiny(batch=12, steps=10, evaluate_every=10, teacher="colours", teacher_steps=5)
+    two = Run((shards, taught(tmp_path / "set")), tmp_path / "out", config, 1, False, None)
+    assert fit(two, silent)
+    last = [line for line in metrics(tmp_path / "out") if "teacher" in line][-1]
+    assert 0 < last["teacher"] < 2 and last["contrast"] > 0
+
+
 def test_before_its_first_text_a_run_resumes_exactly_too(tmp_path: Path) -> None:
     shards = taught(tmp_path / "set")
     config = tiny(teacher="colours", teacher_steps=4)
@@ -237,6 +245,9 @@ def test_a_run_may_start_from_another_clip(shards: Path, tmp_path: Path) -> None
     again = run(shards, tmp_path / "second", config, start_from=str(tmp_path / "first"))
     fit(again, silent)
     written = load_file(tmp_path / "second" / WEIGHTS)
+    fit(run(shards, tmp_path / "parts", config, start_from=str(tmp_path / "first"), minutes=0.0), silent)
+    fit(run(shards, tmp_path / "parts", config, start_from=str(tmp_path / "first"), resume=True), silent)
+    assert (tmp_path / "second" / WEIGHTS).read_bytes() == (tmp_path / "parts" / WEIGHTS).read_bytes()
     name = "token_embedding.weight"
     torch.testing.assert_close(written[name], given[name])
     assert f"--start-from {tmp_path / 'first'}" in (tmp_path / "second" / "README.md").read_text()
@@ -249,11 +260,13 @@ def test_a_run_may_start_from_another_clip(shards: Path, tmp_path: Path) -> None
     changes: list[dict[str, object]] = [
         {"model_cfg": {**config.model_cfg, "quick_gelu": True}},
         {"preprocess_cfg": config.preprocess_cfg.model_copy(update={"mean": (0.1, 0.5, 0.9)})},
+        {"preprocess_cfg": config.preprocess_cfg.model_copy(update={"resize_mode": "shortest"})},
     ]
     for change in changes:
-        with pytest.raises(HeadraceError, match="gives other vectors"):
+        with pytest.raises(HeadraceError, match="gives other vectors") as caught:
             other = config.model_copy(update=change)
             fit(run(shards, tmp_path / "third", other, start_from=str(tmp_path / "first")), silent)
+        assert caught.value.code == 4 and not list((tmp_path / "third").iterdir())
 
 
 def test_texts_without_padding_equal_texts_with_it(shards: Path, tmp_path: Path) -> None:
@@ -349,5 +362,13 @@ def test_the_shipped_configs_are_valid_and_a_wrong_one_is_named(tmp_path: Path) 
     path.write_text("{")
     with pytest.raises(HeadraceError, match="not valid JSON"):
         read_clip_config(path)
+    for wrong, said in (
+        ({"teacher_steps": 3}, "need a `teacher`"),
+        ({"teacher": "x", "teacher_steps": 8}, "below `steps`"),
+    ):
+        path.write_text(json.dumps({**TINY, "training": {**TINY["training"], **wrong}}))  # type: ignore[dict-item]
+        with pytest.raises(HeadraceError, match=said):
+            read_clip_config(path)
+    path.unlink()
     with pytest.raises(HeadraceError, match="no config"):
-        read_clip_config(tmp_path / "nowhere.json")
+        read_clip_config(path)

@@ -98,3 +98,22 @@ def test_lists_as_other_tools_write_them_are_vectors_too(tmp_path: Path) -> None
     assert there.all()
     expected = (values - values.mean(axis=0)) / values.std(axis=0)
     torch.testing.assert_close(levelled, torch.from_numpy(expected), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("value", [0, 2])
+def test_a_teacher_that_says_the_same_of_all_pictures_is_refused(tmp_path: Path, value: float) -> None:
+    with pytest.raises(HeadraceError, match="say the same of all"):
+        read_lessons([taught(tmp_path / "set", np.full((16, WIDTH), value))], "teacher")
+
+
+def test_what_float16_cannot_hold_and_empty_lists_are_refused(tmp_path: Path) -> None:
+    folder = write_packed(tmp_path / "set")
+    for path in shard_files(folder / "train", "parquet"):
+        table = read_parquet(path)
+        for name, row in (("large", [1e6, 1.0]), ("empty", [])):
+            table = table.append_column(name, pa.array([row] * len(table), pa.list_(pa.float64())))
+        write_parquet(table, path)
+    with pytest.raises(HeadraceError, match="not finite in float16"):
+        read_lessons([folder], "large")
+    with pytest.raises(HeadraceError, match="no vectors"):
+        read_lessons([folder], "empty")
