@@ -41,14 +41,12 @@ def main() -> None:
     captions = {row["path"]: row["caption"] for row in pq.read_table(options.corpus / "captions.parquet").to_pylist()}
     tables = [pq.read_table(path, columns=["url"]) for path in sorted(options.curated.glob("train/*.parquet"))]
     trained = [name for table in tables for name in table["url"].to_pylist()]
-    held = shuffled(filter(measured, captions))
-    sets = {
-        "clip art": [name for name in held if not name.startswith("stamps/")][:CLIPART],
-        "stamps": [name for name in held if name.startswith("stamps/")],
-    }
-    pictures = read(options.corpus, {*trained, *held})
+    held = [name for name in captions if measured(name)]
+    art, stamps = (shuffled(name for name in held if name.startswith(part)) for part in ("openclipart/", "stamps/"))
+    sets = {"clip art": art[:CLIPART], "stamps": stamps}
+    names = [*trained, *sets["clip art"], *sets["stamps"]]
+    pictures = read(options.corpus, set(names))
     clip = clips.load(options.clip, device="cpu")
-    names = [*trained, *held]
     shown = [pictures[name] for name in names]
     coarse = [picture.resize((COARSE, COARSE), Image.Resampling.BICUBIC) for picture in shown]
     kinds = {
