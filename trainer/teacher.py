@@ -87,10 +87,12 @@ def _read_shard(path: Path, column: str) -> NDArray[np.float16]:
     given = read_parquet(path, [column])[column]
     try:
         lengths = pc.unique(pc.drop_null(pc.list_value_length(given))).to_pylist()
-        one_length = given.cast(pa.list_(pa.float32(), lengths[0] or -1)) if lengths else None
+        one_length = given.cast(pa.list_(pa.float32(), lengths[0])) if lengths else None
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        lengths = [0]
+    if lengths == [0]:
         hint = "give lists of numbers of one length, or leave `training.teacher` out"
-        raise HeadraceError(f"{path} has no vectors in its column {column}", hint=hint, code=REFUSED) from None
+        raise HeadraceError(f"{path} has no vectors in its column {column}", hint=hint, code=REFUSED)
     with np.errstate(over="ignore"):
         out = np.asarray(np.zeros((rows, 0)) if one_length is None else vectors(one_length), np.float16)
     if not np.isfinite(out).all():

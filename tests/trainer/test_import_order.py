@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "trainer"
-MATHEMATICS = {"diffusion", "sampling", "layers", "optim"}
+MATHEMATICS = {"diffusion", "sampling", "layers", "optim", "speed"}  # speed says which precision a device is quick in
 NETWORKS = {"conditions", "unet", "prior", "decoder", "upsampler"}
 DOERS = {"unclip", "evaluate", "export", "fit", "fit_clip"}
 
