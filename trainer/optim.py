@@ -29,7 +29,7 @@ MUON_STEP = 0.6  # root mean square of a step per unit of rate (AdamW's is about
 def orthogonal(matrix: Tensor) -> Tensor:
     """Nearly the orthogonal factor U·Vᵀ of a matrix (R, C): its singular values become 0.7 to 1.2.
 
-    In bfloat16, but for CPUs that have no such product in hardware: there it takes hundreds of times as long.
+    In bfloat16, but for CPUs that have no such product in hardware: there it takes ten times as long and more.
     """
     a, b, c = COEFFICIENTS
     wide = matrix.shape[0] <= matrix.shape[1]
