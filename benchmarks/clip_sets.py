@@ -1,4 +1,4 @@
-"""Writes the two packed sets that the embedded CLIP is trained on: `python -m benchmarks.clip_sets OUT`.
+"""Writes the two packed sets that a CLIP to embed is trained on: `python -m benchmarks.clip_sets OUT`.
 
 `OUT/scenes`: mini-web scenes, train without and val with the held-out combinations. Of every third training scene only
 one object is drawn and told, with its place: sides are learned from one object before two. Wrong captions of the others

@@ -1,7 +1,7 @@
 """What the safety signal's network makes of a picture before it judges: the 1,024 numbers of its last hidden layer.
 
 OpenNSFW is a thin ResNet-50 that learned ImageNet's classes first (Mahadeokar & Pesavento 2016), so these numbers know
-things by sight. The embedded CLIP learns to show them for the drawings it is trained on.
+things by sight. `training.teacher` lets a CLIP learn to show them.
 """
 
 from __future__ import annotations

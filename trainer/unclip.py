@@ -94,9 +94,8 @@ class UnClip:
         self._prior = prior
         self._decoder = decoder
         self._upsampler = upsampler
-        self.on_drawn: Callable[[int], None] = lambda count: (
-            None
-        )  # told how many pictures were drawn since it was called
+        # Told how many pictures were drawn since it was called.
+        self.on_drawn: Callable[[int], None] = lambda count: None
 
     @property
     def side(self) -> int:

@@ -83,6 +83,7 @@ def test_the_rest(run: Path, call: Call, picture: Path, tmp_path: Path) -> None:
         assert (code, out.strip()) == (0, str(tmp_path / "out" / "grid.png")), arguments
         total = 4 if "--best-of" in arguments else 2
         assert err.splitlines()[-1] == f"drawn {total} of {total}, 0 s left", arguments
+        assert all(re.fullmatch(r"drawn \d of \d, \d+ s left", line) for line in err.splitlines()), arguments
     stems = [
         "vary-0",
         "vary-1",

@@ -220,7 +220,7 @@ def test_before_its_first_text_a_run_resumes_exactly_too(tmp_path: Path) -> None
     config = tiny(teacher="colours", teacher_steps=4)
     fit(run(shards, tmp_path / "whole", config), silent)
     fit(run(shards, tmp_path / "parts", config, minutes=0.0), silent)
-    first, drawn = (checkpoint.load(tmp_path / "parts" / STATE)[0], load_text_tower(shards, tmp_path / "fresh"))
+    first, drawn = (checkpoint.load(tmp_path / "parts" / STATE)[0], drawn_kernel(tmp_path / "fresh"))
     assert torch.equal(first["model.transformer.resblocks.0.mlp.c_fc.weight"], drawn)
     for _ in range(7):
         fit(run(shards, tmp_path / "parts", config, minutes=0.0, resume=True), silent)
@@ -229,7 +229,7 @@ def test_before_its_first_text_a_run_resumes_exactly_too(tmp_path: Path) -> None
     assert not torch.equal(whole["model.transformer.resblocks.0.mlp.c_fc.weight"], drawn)
 
 
-def load_text_tower(shards: Path, out: Path) -> Tensor:
+def drawn_kernel(out: Path) -> Tensor:
     """A kernel of the text tower as the seed draws it."""
     from trainer.clip_build import build
 
