@@ -1,11 +1,11 @@
-"""Writes the two packed sets that a CLIP to embed is trained on: `python -m benchmarks.clip_sets OUT`.
+"""Writes the three packed sets that a CLIP to embed is trained on: `python -m benchmarks.clip_sets OUT`.
 
 `OUT/scenes`: mini-web scenes, train without and val with the held-out combinations. Of every third training scene only
 one object is drawn and told, with its place: sides are learned from one object before two. Wrong captions of the others
 have colours, shapes, sizes or the relation exchanged, or one shape told as another. `OUT/clipart/curated`: the
 corpus' clip art and emoji as `curate` leaves them, without the quarter whose path hashes below 64 and without what is
-within 8 bits of one of those by perceptual hash; the column `teacher` is what `benchmarks.teacher` says of a picture.
-The stamps are in neither.
+within 8 bits of one of those by perceptual hash. `OUT/views`: those drawings from further away (`benchmarks.views`). In
+the last two the column `teacher` is what `benchmarks.teacher` says of a picture. The stamps are in none.
 """
 
 from __future__ import annotations
@@ -16,25 +16,29 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count as numbers
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
 
 from benchmarks.teacher import vectors
+from benchmarks.views import SIDE, views
 from pipeline.base import file_sha256, write_json
 from pipeline.miniweb import scenes
 from pipeline.shards import FORMAT_VERSION, TarWriter, canonical_json, shard_name, vector_column, write_parquet
 
 CORPUS = Path(__file__).resolve().parents[1] / "../shared/corpus"
-TRAIN_SEED, VAL_SEED, VAL_SCENES = 4242, 777, 2000
+TRAIN_SEED, VAL_SEED, VAL_SCENES, VAL_VIEWS = 4242, 777, 2000, 256
 PER_SHARD = 2000
+VIEWS_SEED = 5
 PLACED_EVERY = 3  # every n-th training scene shows one of its objects only
 SIDES = ([96, 128, 160, 224], [0.3, 0.4, 0.2, 0.1])  # pixels of a scene's side, and how often
 
@@ -46,25 +50,35 @@ class Row(NamedTuple):
     width: int
     height: int
     swaps: list[str]
+    teacher: NDArray[np.float16] | None = None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--scenes", type=int, default=90_000)
+    parser.add_argument("--views", type=int, default=30_000)
     parser.add_argument("--corpus", type=Path, default=CORPUS)
     options = parser.parse_args()
     curate_clip_art(options.out, options.corpus)
+    write_views(options.out, {"train": options.views, "val": VAL_VIEWS})
     write_scenes(options.out / "scenes", options.scenes)
 
 
 def write_scenes(folder: Path, count: int, val: int = VAL_SCENES) -> None:
-    """Write `folder` anew: train without, val with the held-out combinations, and a hash of every file."""
+    """Train without, val with the held-out combinations."""
+    write_set(folder, {"val": drawn(val, VAL_SEED, held=True), "train": drawn(count, TRAIN_SEED, held=False)})
+
+
+def write_views(out: Path, counts: Mapping[str, int]) -> None:
+    """Views of the curated drawings, of either split's own."""
+    write_set(out / "views", {split: seen(out, split, count) for split, count in counts.items()})
+
+
+def write_set(folder: Path, splits: Mapping[str, Iterable[Row]]) -> None:
+    """Write `folder` anew, and a hash of every file."""
     shutil.rmtree(folder, ignore_errors=True)
-    counts = {
-        "val": write_split(folder / "val", drawn(val, VAL_SEED, held=True)),
-        "train": write_split(folder / "train", drawn(count, TRAIN_SEED, held=False)),
-    }
+    counts = {split: write_split(folder / split, rows) for split, rows in splits.items()}
     files = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.glob("*/*"))}
     write_json(folder / "dataset.json", {"format_version": FORMAT_VERSION, "counts": counts, "files": files})
 
@@ -88,6 +102,19 @@ def drawn(count: int, seed: int, held: bool) -> Iterator[Row]:
             wrong = [opposite]
         picture = simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling=sampling)
         yield Row(f"{seed}/{index}", picture, told, side, side, wrong)
+
+
+def seen(out: Path, split: str, count: int) -> Iterator[Row]:
+    """Views of what `curate` packed, and what the teacher says of them."""
+    packed = sorted((out / "clipart" / "curated" / split).glob("*.parquet"))
+    rows = pa.concat_tables([pq.read_table(path, columns=["url", "caption"]) for path in packed]).to_pylist()
+    pictures = (Image.open(out / "pictures" / row["url"]) for row in rows)
+    drawn_views = enumerate(views(pictures, [row["caption"] for row in rows], count, VIEWS_SEED))
+    while part := list(islice(drawn_views, PER_SHARD)):
+        taught = vectors([Image.fromarray(view) for _, (view, _) in part])
+        for (number, (view, caption)), teacher in zip(part, taught, strict=True):
+            picture = simplejpeg.encode_jpeg(view, quality=92, colorsubsampling="444")
+            yield Row(f"{split}/{number}", picture, caption, SIDE, SIDE, [], teacher)
 
 
 def wrong_shapes(scene: scenes.Scene, index: int, variant: int) -> list[str]:
@@ -152,7 +179,7 @@ def write_shard(folder: Path, number: int, rows: tuple[Row, ...]) -> None:
             fields = {"uid": row.uid, "url": row.uid, "caption": row.caption}
             tar.add(f"{key}.json", canonical_json(fields | {"width": row.width, "height": row.height}))
         tar.close()
-    columns = {
+    columns: dict[str, Any] = {
         "key": [f"{name}{place:04d}" for place in range(len(rows))],
         "uid": [row.uid for row in rows],
         "caption": [row.caption for row in rows],
@@ -160,6 +187,9 @@ def write_shard(folder: Path, number: int, rows: tuple[Row, ...]) -> None:
         "offset": [member.offset for member in members],
         "length": [member.length for member in members],
     }
+    taught = [row.teacher for row in rows if row.teacher is not None]
+    if taught:
+        columns["teacher"] = vector_column(np.stack(taught), np.ones(len(taught), bool))
     write_parquet(pa.table(columns), folder / f"{name}.parquet")
 
 

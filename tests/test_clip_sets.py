@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image, ImageDraw
 
 from benchmarks import clip, clip_sets
+from benchmarks.teacher import vectors
 from pipeline.base import file_sha256
 from pipeline.miniweb import scenes
+from trainer.data import open_set
 
 SHAPES = set(scenes.SHAPES)
 
@@ -18,7 +25,7 @@ def bag(text: str) -> set[str]:
     return {"a" if word == "an" else word for word in text.lower().replace(".", "").replace(",", "").split()}
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
+def rows(folder: Path) -> list[dict[str, Any]]:
     return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
@@ -52,6 +59,31 @@ def test_wrong_shapes_are_exchanged_or_one_is_another_and_may_be_trained_on() ->
         assert all(len((true - other) & SHAPES) <= 1 and (true - other) | (other - true) <= SHAPES for other in renamed)
         left_out += 1 + (len(shapes) == 2) - len(found)
     assert 0 < left_out < 60  # combinations that are held out
+
+
+def test_views_are_of_a_splits_own_drawings_and_say_what_the_teacher_makes_of_them(tmp_path: Path) -> None:
+    named = {"train": ["a disc", "a box"], "val": ["a line", "a cross"]}
+    (tmp_path / "pictures").mkdir()
+    for split, captions in named.items():
+        for number in range(len(captions)):
+            picture = Image.new("RGB", (90, 70), "white")
+            ImageDraw.Draw(picture).ellipse((10, 10, 30 + 20 * number, 60), fill="red")
+            picture.save(tmp_path / "pictures" / f"{split}{number}.png")
+        folder = tmp_path / "clipart" / "curated" / split
+        folder.mkdir(parents=True)
+        urls = [f"{split}{number}.png" for number in range(len(captions))]
+        pq.write_table(pa.table({"url": urls, "caption": captions}), folder / "00000.parquet")
+    clip_sets.write_views(tmp_path, {"train": 8, "val": 3})
+    for split, count in (("train", 8), ("val", 3)):
+        found = rows(tmp_path / "views" / split)
+        assert len(found) == count
+        assert {part for row in found for part in row["caption"].split(", ")} <= set(named[split])
+    train = open_set(tmp_path / "views", "train")
+    shown = [Image.open(io.BytesIO(train.read(row))) for row in range(len(train))]
+    taught = np.array([row["teacher"] for row in rows(tmp_path / "views" / "train")], np.float32)
+    again = vectors(shown).astype(np.float32)
+    assert taught.shape == (8, 1024)
+    assert np.argmin(np.square(taught[:, None] - again[None]).sum(axis=2), axis=1).tolist() == list(range(8))
 
 
 def test_what_is_measured_is_what_is_left_out() -> None:

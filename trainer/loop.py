@@ -198,7 +198,7 @@ class Loop:
         """The step's randomness, drawn for the whole batch, this process's share of it."""
         device = self.place.device
         generator = torch.Generator(device).manual_seed(seed_for(self.plan.seed, self.task.name, step))
-        whole = self.task.draw(self.plan.training.batch, generator)
+        whole = self.task.draw(self.plan.training.batch, generator, step / self.plan.training.steps)
         return cut(whole, slice(self.place.rank * self.own, (self.place.rank + 1) * self.own))
 
     def _losses(self, predict: Callable[..., Tensor], batch: Tensors, draw: Tensors) -> Tensor:
@@ -216,7 +216,7 @@ class Loop:
         found = {}
         for level in HELD_LEVELS:
             generator = torch.Generator(self.place.device).manual_seed(level)
-            draw = self.task.draw(count, generator)
+            draw = self.task.draw(count, generator, done=0)
             draw |= {name: torch.ones_like(value) for name, value in draw.items() if name.startswith("keep_")}
             draw["t"] = torch.full_like(draw["t"], level)
             size = self.plan.training.part

@@ -73,15 +73,18 @@ class _Task:
             self._schedule = self._schedule.to(device)
         return self._schedule
 
-    def _times(self, count: int, generator: torch.Generator) -> Tensor:
-        """One timestep from each of `count` equal parts of the schedule, in random order.
+    def _times(self, count: int, generator: torch.Generator, middle: bool = False) -> Tensor:
+        """One timestep from each of `count` equally likely parts of the schedule, in random order.
 
-        Each is as likely as any other; the loss of a batch varies less (Kingma et al. 2021, "Variational diffusion
-        models", appendix I).
+        The loss of a batch varies less so (Kingma et al. 2021, "Variational diffusion models", appendix I). Each is as
+        likely as any other; in the `middle` they are logit-normal (Esser et al. 2024, "Scaling rectified flow
+        transformers", section 3.1).
         """
         order = torch.randperm(count, generator=generator, device=generator.device)
         shift = torch.rand(1, generator=generator, device=generator.device)
-        return ((order + shift) * (len(self._schedule) / count)).long().clamp(max=len(self._schedule) - 1)
+        share = (order + shift) / count
+        share = torch.special.ndtri(share).sigmoid() if middle else share
+        return (share * len(self._schedule)).long().clamp(max=len(self._schedule) - 1)
 
     @property
     def _device(self) -> torch.device:
@@ -114,7 +117,7 @@ class PriorTask(_Task):
         if isinstance(self.model, LinearPrior):
             self.model.weight.copy_(self._weight)
 
-    def draw(self, count: int, generator: torch.Generator) -> Tensors:
+    def draw(self, count: int, generator: torch.Generator, done: float) -> Tensors:
         eps = _normal((count, self.sets.sizes.embedding), generator)
         keep = _kept(count, self.config.drop_text, generator)
         noise_only = torch.rand(count, generator=generator, device=generator.device) < self.config.noise_only
@@ -176,9 +179,9 @@ class DecoderTask(_Task):
         self.decoder.null.fit(*sets.null)
         self._pictures = {split: split.pictures(config.side) for split in (sets.train, sets.val)}
 
-    def draw(self, count: int, generator: torch.Generator) -> Tensors:
+    def draw(self, count: int, generator: torch.Generator, done: float) -> Tensors:
         return {
-            "t": self._times(count, generator),
+            "t": self._times(count, generator, middle=done >= self.config.middle_after),
             "eps": _normal((count, 3, self.config.side, self.config.side), generator),
             "keep_image": _kept(count, self.config.drop_image, generator),
             "keep_text": _kept(count, self.config.drop_text, generator),
@@ -220,7 +223,7 @@ class UpsamplerTask(_Task):
         self.upsampler = cast("Upsampler", self.model)
         self._pictures = {split: split.pictures(config.side) for split in (sets.train, sets.val)}
 
-    def draw(self, count: int, generator: torch.Generator) -> Tensors:
+    def draw(self, count: int, generator: torch.Generator, done: float) -> Tensors:
         c = self.config
         places = (c.side - c.crop) // c.factor + 1
         device = generator.device

@@ -48,7 +48,7 @@ class Toy:
         self.weights = np.array([1.0, 2.0, 0.5] + [1.0] * (ROWS - 3))
         self.table = torch.randn(ROWS, 4, generator=torch.Generator().manual_seed(0))
 
-    def draw(self, count: int, generator: torch.Generator) -> Tensors:
+    def draw(self, count: int, generator: torch.Generator, done: float) -> Tensors:
         t = torch.randint(1000, (count,), generator=generator)
         return {"t": t, "eps": torch.randn(count, 4, generator=generator)}
 
