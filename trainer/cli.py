@@ -59,8 +59,9 @@ def clip(
     ] = None,
 ) -> None:
     """Train a compact CLIP that `curate score --clip OUT` can use; exit code 1 when the time was up before the end."""
+    from trainer.clip_run import Run
     from trainer.config import CLIP_DEFAULT, read_clip_config
-    from trainer.fit_clip import Run, fit
+    from trainer.fit_clip import fit
 
     settings = read_clip_config(config or CLIP_DEFAULT)
     run = Run(tuple(shards), out, settings, seed, resume, max_minutes, start_from)

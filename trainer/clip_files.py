@@ -69,7 +69,7 @@ Load it with `open_clip.create_model_and_transforms("local-dir:DIRECTORY")`, or 
 
 ## Recipe
 
-Step {step} of {config.training.steps} of this command, with the config below as `recipe.json`:
+Step {step} of {config.training.all_steps} of this command, with the config below as `recipe.json`:
 
 ```
 {command}

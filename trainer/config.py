@@ -55,6 +55,10 @@ class ClipTraining(Config):
     teacher: str = ""  # column of the sets with another network's vectors of the pictures, to be read off this one's
     teacher_weight: float = Field(default=10.0, ge=0)
     teacher_steps: int = Field(default=0, ge=0)  # the first ones, in which it alone teaches
+    readout_steps: int = Field(default=0, ge=0)  # after `steps`: the text tower learns what words read off vectors say
+    readout: tuple[Literal["add", "keep", "none"], ...] = ()  # of each set: its words are added to what its captions
+    # say, or its captions and wrong ones go on to say the same, or it has no part in this
+    readout_weight: float = Field(default=2.0, ge=0)  # of what is added
     max_scale: float = Field(default=30.0, gt=1)  # cap of the logit scale: it fixes what a cosine means
     ema: float = Field(default=0.998, ge=0, lt=1)
     evaluate_every: int = Field(default=250, ge=1)
@@ -66,7 +70,14 @@ class ClipTraining(Config):
             raise ValueError("`teacher_steps` need a `teacher`")
         if self.teacher_steps >= self.steps:
             raise ValueError(f"`teacher_steps` must be below `steps`, {self.steps}: no text is learned in them")
+        if self.readout_steps and "add" not in self.readout:
+            raise ValueError("`readout_steps` need a `readout` that names a set to `add`")
         return self
+
+    @property
+    def all_steps(self) -> int:
+        """Those of the whole run."""
+        return self.steps + self.readout_steps
 
 
 class ClipPreprocess(Config):

@@ -12,15 +12,13 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base import REFUSED, HeadraceError, digest
+from pipeline.base import HeadraceError
 from trainer import augment, checkpoint
 from trainer.clip_build import build
-from trainer.clip_files import WEIGHTS, write_card, write_model
-from trainer.config import ClipConfig
+from trainer.clip_files import write_card, write_model
+from trainer.clip_run import LOGS, STATE, Run, check_out, check_same, run_digest
 from trainer.contrast import centre_loss, encode_texts, threshold_loss
 from trainer.evaluate_clip import held_out_figures
 from trainer.log import Log
@@ -36,22 +34,7 @@ if TYPE_CHECKING:
     from pipeline.clip import Clip
     from trainer.teacher import Lesson, Lessons
 
-STATE = "training/state.safetensors"
-LOGS = "training"
 TEXT_SHARE = 0.5  # weight of the words read off text vectors, beside those of picture vectors
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one call of `trainer clip` is asked for."""
-
-    shards: tuple[Path, ...]
-    out: Path
-    config: ClipConfig
-    seed: int
-    resume: bool
-    minutes: float | None  # stop after this long, with a state to resume from
-    start_from: str | None = None  # the CLIP whose weights come first; without one they are drawn from the seed
 
 
 def fit(run: Run, say: Callable[[str], None]) -> bool:
@@ -66,13 +49,13 @@ def fit(run: Run, say: Callable[[str], None]) -> bool:
     from pipeline.clip import load
     from trainer.teacher import read_lessons
 
-    _check_out(run)
+    check_out(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     opened = open_sources(run.shards, run.config.training, run.seed)
     first = None if run.start_from is None else load(run.start_from, device="cpu")
     signature = run_digest(run, first)
     if run.resume:
-        _check_same(run, signature)
+        check_same(run, signature)
     teacher = run.config.training.teacher
     lessons = read_lessons(run.shards, teacher) if teacher else None
     clip = build(run.config, run.seed, None if run.resume else first, run.out, device)
@@ -81,15 +64,22 @@ def fit(run: Run, say: Callable[[str], None]) -> bool:
         trainer.restore()
         say(f"resumed at step {trainer.step}")
     with interruptible() as asked:
-        _train(run, trainer, asked.is_set, say)
+        log = Log(run.out / LOGS, trainer.step)
+        started = time.monotonic()
+
+        def stopping() -> bool:
+            return asked.is_set() or (run.minutes is not None and time.monotonic() - started >= 60 * run.minutes)
+
+        _train(run, trainer, log, stopping, say)
+        _teach_words(run, trainer, log, stopping, say)
+        log.close()
     if asked.is_set():
         raise KeyboardInterrupt
-    return trainer.step >= run.config.training.steps
+    return trainer.step >= run.config.training.all_steps
 
 
-def _train(run: Run, trainer: Trainer, stopping: Callable[[], bool], say: Callable[[str], None]) -> None:
-    """Train to the end, the time or until asked to stop, with figures and a checkpoint now and then, and at the end."""
-    log = Log(run.out / LOGS, trainer.step)
+def _train(run: Run, trainer: Trainer, log: Log, stopping: Callable[[], bool], say: Callable[[str], None]) -> None:
+    """Train until all pairs were learned or it is to stop; figures and a checkpoint now and then, and at the end."""
     started = time.monotonic()
     steps, every, first = run.config.training.steps, run.config.training.evaluate_every, trainer.step
     batch = sum(source.batches.size for source in trainer.sources)
@@ -98,23 +88,37 @@ def _train(run: Run, trainer: Trainer, stopping: Callable[[], bool], say: Callab
         numbers = trainer.train_step()
         numbers["samples_per_s"] = round(batch / (time.monotonic() - began), 1)
         spent = (time.monotonic() - started) / 60
-        last = trainer.step == steps or stopping() or (run.minutes is not None and spent >= run.minutes)
+        last = trainer.step == steps or stopping()
         if trainer.step % 10 == 0 or last:
             log.write(trainer.step, numbers)
             left = (steps - trainer.step) * spent / (trainer.step - first)
             figures_now = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
             say(f"step {trainer.step}/{steps}, {left:.0f} min left: {figures_now}")
         if trainer.step % every == 0 or last:
-            figures = trainer.evaluate()
-            log.write(
-                trainer.step,
-                {f"{name}/{key}": v for name, part in figures.items() for key, v in part.items()},
-            )
-            say(f"step {trainer.step} held out: {json.dumps(figures)}")
-            trainer.save(figures)
+            trainer.conclude(log, say)
         if last:
             break
-    log.close()
+
+
+def _teach_words(
+    run: Run, trainer: Trainer, log: Log, stopping: Callable[[], bool], say: Callable[[str], None]
+) -> None:
+    """Once all pairs were learned, teach the text tower words; stopped before its end, this begins anew next time."""
+    from trainer.readout import teach
+
+    settings = run.config.training
+    if trainer.step != settings.steps or not settings.readout_steps:
+        return
+    trainer.take_average()
+    started = time.monotonic()
+    for done, loss in enumerate(teach(trainer.clip, trainer.sources, settings, run.seed, stopping), start=1):
+        if done % 10 == 0 or done == settings.readout_steps:
+            log.write(settings.steps + done, {"readout": round(loss, 5)})
+            left = (settings.readout_steps - done) * (time.monotonic() - started) / 60 / done
+            say(f"step {settings.steps + done}/{settings.all_steps}, {left:.0f} min left: readout {loss:.4g}")
+        if done == settings.readout_steps:
+            trainer.finish()
+            trainer.conclude(log, say)
 
 
 class Trainer:
@@ -294,6 +298,22 @@ class Trainer:
                 else:
                     self.average[name].copy_(value)
 
+    def take_average(self) -> None:
+        """Go on from the averaged weights."""
+        self.model.load_state_dict(self.average)
+
+    def finish(self) -> None:
+        """What the model is now, after what comes behind the steps of pairs, is the result."""
+        self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.step = self.settings.all_steps
+
+    def conclude(self, log: Log, say: Callable[[str], None]) -> None:
+        """Tell the held-out figures, and save."""
+        figures = self.evaluate()
+        log.write(self.step, {f"{name}/{key}": v for name, part in figures.items() for key, v in part.items()})
+        say(f"step {self.step} held out: {json.dumps(figures)}")
+        self.save(figures)
+
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Held-out figures of the averaged weights, by set."""
         raw = {name: value.clone() for name, value in self.model.state_dict().items()}
@@ -325,31 +345,3 @@ class Trainer:
         self.average = {name: checkpoint.like(value, saved[name]) for name, value in self.average.items()}
         checkpoint.restore_optimizer(self.trained, self.optimizer, tensors)
         self.step = int(scalars["step"])
-
-
-def run_digest(run: Run, first: Clip | None) -> str:
-    """What must be equal for a state to be continued: config, seed, first weights, the sets by their description."""
-    sets = [json.loads((folder / "dataset.json").read_text(encoding="utf-8")) for folder in run.shards]
-    begun = {} if first is None else {"start_from": {**first.identity, "name": ""}}
-    return digest({"config": run.config.model_dump(mode="json"), "seed": run.seed, "sets": sets, **begun})
-
-
-def _check_out(run: Run) -> None:
-    if not run.resume and (run.out / WEIGHTS).is_file() and not (run.out / STATE).is_file():
-        raise HeadraceError(f"{run.out} already holds a CLIP", hint="give another --out", code=REFUSED)
-    there = (run.out / STATE).is_file()
-    if run.resume and not there:
-        raise HeadraceError(f"there is nothing to resume in {run.out}", hint="leave out --resume", code=REFUSED)
-    if there and not run.resume:
-        hint = "add --resume to continue it, or give another --out"
-        raise HeadraceError(f"{run.out} already holds a run", hint=hint, code=REFUSED)
-
-
-def _check_same(run: Run, signature: str) -> None:
-    """Raise unless the state in `run.out` is of this config, seed and sets; nothing was written yet."""
-    if checkpoint.scalars(run.out / STATE)["run"] != signature:
-        raise HeadraceError(
-            f"{run.out} was trained with another config, seed, sets or first weights",
-            hint="give the same --config, --seed, --shards and --start-from, or another --out",
-            code=REFUSED,
-        )

@@ -64,13 +64,18 @@ def open_sources(folders: Sequence[Path], settings: ClipTraining, seed: int) -> 
     """Index the sets and share the batch among them.
 
     Raises:
-        HeadraceError: a set that cannot be trained on, or another number of sets than of `settings.shares`.
+        HeadraceError: a set that cannot be trained on, or another number of sets than the settings share or name.
     """
     shares = settings.shares or (1.0,) * len(folders)
     if len(shares) != len(folders):
         raise HeadraceError(
             f"the config shares the batch among {len(shares)} sets, but {len(folders)} are given with --shards",
             hint="give one --shards for every number in `training.shares`",
+        )
+    if settings.readout_steps and len(settings.readout) != len(folders):
+        raise HeadraceError(
+            f"the config's `readout` is of {len(settings.readout)} sets, but {len(folders)} are given with --shards",
+            hint="name a part for every --shards in `training.readout`: add, keep or none",
         )
     opened = []
     for number, (folder, share) in enumerate(zip(folders, shares, strict=True)):

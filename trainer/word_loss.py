@@ -85,15 +85,15 @@ def differing(true: Tensor, false: Tensor) -> tuple[Tensor, Tensor]:
 
 def words(tokens: Tensor) -> tuple[Tensor, Tensor, int]:
     """Labels (K,) of all tokens within the marks, the rows (K,) they stand in, and how many rows must share one."""
-    inside = _inside(tokens)
-    return tokens[inside] * PRIME % LABELS, inside.nonzero()[:, 0], WORD_SEEN
+    there = inside(tokens)
+    return tokens[there] * PRIME % LABELS, there.nonzero()[:, 0], WORD_SEEN
 
 
 def pairs(tokens: Tensor) -> tuple[Tensor, Tensor, int]:
     """The same of all ordered pairs of tokens, the first anywhere before the second."""
-    inside = _inside(tokens)
+    there = inside(tokens)
     first, second = torch.triu_indices(tokens.shape[1], tokens.shape[1], 1, device=tokens.device)
-    both = inside[:, first] & inside[:, second]
+    both = there[:, first] & there[:, second]
     label = (tokens[:, first] * PRIME_FIRST + tokens[:, second] * PRIME_SECOND >> MIXED) % LABELS
     return label[both], both.nonzero()[:, 0], PAIR_SEEN
 
@@ -110,7 +110,7 @@ def present(labels: Tensor, rows: Tensor, least: int, count: int) -> tuple[Tenso
     return asked.nonzero()[:, 0], there
 
 
-def _inside(tokens: Tensor) -> Tensor:
+def inside(tokens: Tensor) -> Tensor:
     """True (B, N) between the start mark and the end mark."""
     place = torch.arange(tokens.shape[1], device=tokens.device)
     return (place > 0) & (place < tokens.argmax(dim=1, keepdim=True))

@@ -19,9 +19,10 @@ from tests.trainer.packed import COLOURS, pictures_and_captions, small_files, wi
 from trainer import checkpoint
 from trainer.cli import main
 from trainer.clip_files import WEIGHTS
+from trainer.clip_run import LOGS, STATE, Run
 from trainer.config import CLIP_DEFAULT, ClipConfig, read_clip_config
 from trainer.contrast import centre_loss, encode_texts, threshold_loss
-from trainer.fit_clip import LOGS, STATE, Run, fit
+from trainer.fit_clip import fit
 from trainer.log import METRICS
 from trainer.optim import MuonAdamW
 
@@ -229,6 +230,29 @@ def test_before_its_first_text_a_run_resumes_exactly_too(tmp_path: Path) -> None
     assert not torch.equal(whole["model.transformer.resblocks.0.mlp.c_fc.weight"], drawn)
 
 
+def test_words_come_last_and_begin_anew_where_they_were_stopped(shards: Path, tmp_path: Path) -> None:
+    config = tiny(readout_steps=3, readout=["add"])
+    assert fit(run(shards, tmp_path / "whole", config), silent)
+    for number in range(8):
+        assert not fit(run(shards, tmp_path / "parts", config, minutes=0.0, resume=number > 0), silent)
+    plain = checkpoint.load(tmp_path / "parts" / STATE)
+    assert plain[1]["step"] == 8
+    assert fit(run(shards, tmp_path / "parts", config, resume=True), silent)
+    assert fit(run(shards, tmp_path / "parts", config, resume=True), silent)  # nothing is left to do
+    whole, parts = (checkpoint.load(tmp_path / name / STATE) for name in ("whole", "parts"))
+    assert whole[1]["step"] == parts[1]["step"] == 11
+    assert metrics(tmp_path / "whole")[-2:] == metrics(tmp_path / "parts")[-2:]
+    assert all(torch.equal(value, parts[0][name]) for name, value in whole[0].items())
+    result = {name: value for name, value in whole[0].items() if name.startswith("average.")}
+    changed = {name for name, value in result.items() if not torch.equal(value, plain[0][name])}
+    assert changed and not any("visual" in name for name in changed)
+    half = load_file(tmp_path / "whole" / WEIGHTS)
+    assert torch.equal(half["token_embedding.weight"], whole[0]["average.token_embedding.weight"].half())
+    assert "Step 11 of 11" in (tmp_path / "whole" / "README.md").read_text()
+    with pytest.raises(HeadraceError, match="`readout` is of 2 sets, but 1 are given"):
+        fit(run(shards, tmp_path / "other", tiny(readout_steps=3, readout=["keep", "add"])), silent)
+
+
 def drawn_kernel(out: Path) -> Tensor:
     """A kernel of the text tower as the seed draws it."""
     from trainer.clip_build import build
@@ -365,6 +389,7 @@ def test_the_shipped_configs_are_valid_and_a_wrong_one_is_named(tmp_path: Path) 
     for wrong, said in (
         ({"teacher_steps": 3}, "need a `teacher`"),
         ({"teacher": "x", "teacher_steps": 8}, "below `steps`"),
+        ({"readout_steps": 3, "readout": ["keep"]}, "names a set to `add`"),
     ):
         path.write_text(json.dumps({**TINY, "training": {**TINY["training"], **wrong}}))  # type: ignore[dict-item]
         with pytest.raises(HeadraceError, match=said):

@@ -1,0 +1,131 @@
+"""Words read off picture vectors as text vectors, and a text tower that learns to give them."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.clip import Clip, load
+from tests.trainer.packed import write_packed
+from trainer.config import ClipTraining
+from trainer.readout import RIDGE, Readout, mixture, teach
+from trainer.sources import Source, decoded, open_sources
+
+START, END = 90, 91
+SWAPPED = [["red and nothing else"]] * 16
+
+
+def tokens(*texts: list[int]) -> Tensor:
+    """Rows of eight: start mark, tokens, end mark, padding."""
+    rows = [[START, *text, END] for text in texts]
+    return torch.tensor([row + [0] * (8 - len(row)) for row in rows])
+
+
+def pictures(told: list[list[int]], seed: int = 0) -> Tensor:
+    """Unit vectors (N, 12): what all share, a direction for every token that is told, and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    shared, directions = torch.randn(12, generator=generator), torch.randn(100, 12, generator=generator)
+    rows = [2 * shared + directions[text].sum(dim=0) + 0.1 * torch.randn(12, generator=generator) for text in told]
+    return F.normalize(torch.stack(rows), dim=1)
+
+
+def some_texts(count: int) -> list[list[int]]:
+    rng = np.random.default_rng(1)
+    return [rng.choice(np.arange(10, 16), size=rng.integers(1, 4), replace=False).tolist() for _ in range(count)]
+
+
+def test_a_picture_is_nearest_to_the_words_that_are_told_of_it() -> None:
+    told = some_texts(300)
+    images = pictures(told)
+    read = Readout(images[:200], tokens(*told[:200]), 100)
+    one, other = (read(tokens(*([word] for word in words))) for words in (range(10, 13), range(13, 16)))
+    scores = images[200:] @ torch.cat([one, other]).T
+    there = torch.tensor([[word in text for word in range(10, 16)] for text in told[200:]])
+    assert scores[there].quantile(0.01) > scores[~there].quantile(0.99)
+
+
+def test_the_regression_is_that_of_the_normal_equations() -> None:
+    told = some_texts(50)
+    images, captions = pictures(told), tokens(*told)
+    read = Readout(images, captions, 100)
+    x = images.numpy().astype(np.float64)
+    known = sorted(word for word in range(10, 16) if sum(word in text for text in told) >= 2)
+    seen = np.array([[word in text for word in known] for text in told], np.float64)
+    y = seen * np.sqrt(len(told) / seen.sum(axis=0))
+    mean, deviation = x.mean(axis=0), x.std(axis=0, ddof=1).mean()
+    z = (x - mean) / deviation
+    solved = np.linalg.inv(z.T @ z / 50 + RIDGE * np.eye(12)) @ z.T @ (y - y.mean(axis=0)) / 50
+    solved -= np.outer(mean, mean @ solved) / (mean @ mean)
+    wanted = y / np.linalg.norm(y, axis=1, keepdims=True) @ solved.T
+    wanted /= np.quantile(np.linalg.norm(wanted, axis=1), 0.5, method="lower")  # torch's median
+    np.testing.assert_allclose(read(captions).numpy(), wanted, atol=1e-4)
+
+
+def test_what_all_pictures_share_says_nothing_and_order_and_unknown_words_neither() -> None:
+    told = some_texts(60)
+    images = pictures(told)
+    read = Readout(images, tokens(*told, *[[70]])[:60], 100)
+    found = read(tokens([10, 11], [11, 10], [10, 11, 11, 50], [70], []))
+    assert float((found @ images.mean(dim=0)).abs().max()) < 1e-5
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])
+    assert not found[3:].any() and found[0].norm() > 0.1
+
+
+def test_mixtures_are_of_the_captions_words() -> None:
+    captions = ["one, two, three", "four five", "six"]
+    rng = np.random.default_rng(0)
+    found = [mixture(captions, rng) for _ in range(300)]
+    words = {word for text in captions for word in text.replace(",", "").split()}
+    assert all(text.split() and set(text.split()) <= words for text in found)
+    assert {"six", "one three"} <= set(found)
+    assert any("six" in text and "four" in text for text in found)
+    assert any(text.find("two") < text.find("one") and "two" in text for text in found)
+    assert max(len(text.split()) for text in found) <= 12
+    assert max(len(mixture([" ".join("abcdefghijklmnopqrstu")], rng).split()) for _ in range(20)) == 12
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return load("mini", "cpu")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory, clip: Clip) -> list[Source]:
+    kept = write_packed(tmp_path_factory.mktemp("kept") / "set", [f"{n} toys on a shelf" for n in range(16)], SWAPPED)
+    added = write_packed(tmp_path_factory.mktemp("added") / "set")
+    opened = open_sources([kept, added], ClipTraining(batch=16), seed=0)
+    return [decoded(one, clip, print) for one in opened]
+
+
+SETTINGS = ClipTraining(readout_steps=40, readout=("keep", "add"))
+
+
+def test_a_tower_learns_words_and_keeps_what_it_is_to_keep(sources: list[Source]) -> None:
+    clip = load("mini", "cpu")
+    before = {name: value.clone() for name, value in clip.model.state_dict().items()}
+    captions, others = list(sources[1].train.captions), [*sources[0].train.captions, SWAPPED[0][0]]
+    own, same = clip.encode_texts(captions), clip.encode_texts(others)
+    losses = list(teach(clip, sources, SETTINGS, 0, lambda: False))
+    assert len(losses) == 40 and np.mean(losses[-5:]) < 0.35 * np.mean(losses[:5])
+    after = clip.model.state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert moved and not any(name.startswith("visual.") or name == "logit_scale" for name in moved)
+    kept, changed = (
+        (a * b).sum(axis=1) for a, b in ((same, clip.encode_texts(others)), (own, clip.encode_texts(captions)))
+    )
+    assert kept.min() > 0.9 > changed.mean()
+
+
+def test_it_is_the_same_again_and_stops_when_asked(sources: list[Source]) -> None:
+    first, again, other = (
+        list(islice(teach(load("mini", "cpu"), sources, SETTINGS, seed, lambda: False), 3)) for seed in (0, 0, 1)
+    )
+    assert first == again != other
+    asked = iter([False, False, True])
+    assert len(list(teach(load("mini", "cpu"), sources, SETTINGS, 0, lambda: next(asked)))) == 2

@@ -1,0 +1,61 @@
+"""One run of `trainer clip`: what it is asked for, where its state lies, and what must be equal to continue it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.base import REFUSED, HeadraceError, digest
+from trainer import checkpoint
+from trainer.clip_files import WEIGHTS
+from trainer.config import ClipConfig
+
+if TYPE_CHECKING:
+    from pipeline.clip import Clip
+
+STATE = "training/state.safetensors"
+LOGS = "training"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one call of `trainer clip` is asked for."""
+
+    shards: tuple[Path, ...]
+    out: Path
+    config: ClipConfig
+    seed: int
+    resume: bool
+    minutes: float | None  # stop after this long, with a state to resume from
+    start_from: str | None = None  # the CLIP whose weights come first; without one they are drawn from the seed
+
+
+def run_digest(run: Run, first: Clip | None) -> str:
+    """What must be equal for a state to be continued: config, seed, first weights, the sets by their description."""
+    sets = [json.loads((folder / "dataset.json").read_text(encoding="utf-8")) for folder in run.shards]
+    begun = {} if first is None else {"start_from": {**first.identity, "name": ""}}
+    return digest({"config": run.config.model_dump(mode="json"), "seed": run.seed, "sets": sets, **begun})
+
+
+def check_out(run: Run) -> None:
+    """Raise where `run.out` holds what the run would overwrite, or nothing of what it is to continue."""
+    if not run.resume and (run.out / WEIGHTS).is_file() and not (run.out / STATE).is_file():
+        raise HeadraceError(f"{run.out} already holds a CLIP", hint="give another --out", code=REFUSED)
+    there = (run.out / STATE).is_file()
+    if run.resume and not there:
+        raise HeadraceError(f"there is nothing to resume in {run.out}", hint="leave out --resume", code=REFUSED)
+    if there and not run.resume:
+        hint = "add --resume to continue it, or give another --out"
+        raise HeadraceError(f"{run.out} already holds a run", hint=hint, code=REFUSED)
+
+
+def check_same(run: Run, signature: str) -> None:
+    """Raise unless the state in `run.out` is of this config, seed and sets; nothing was written yet."""
+    if checkpoint.scalars(run.out / STATE)["run"] != signature:
+        raise HeadraceError(
+            f"{run.out} was trained with another config, seed, sets or first weights",
+            hint="give the same --config, --seed, --shards and --start-from, or another --out",
+            code=REFUSED,
+        )
