@@ -55,7 +55,8 @@ def clip(
     seed: Annotated[int, typer.Option(help="Another seed gives another CLIP.", min=0)] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out exactly where it stood.")] = False,
     max_minutes: Annotated[
-        float | None, typer.Option(help="Stop after so many minutes, ready to resume.", min=0)
+        float | None,
+        typer.Option(help="Stop after so many minutes, ready to resume; of `readout_steps`, all or none count.", min=0),
     ] = None,
 ) -> None:
     """Train a compact CLIP that `curate score --clip OUT` can use; exit code 1 when the time was up before the end."""
