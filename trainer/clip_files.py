@@ -49,7 +49,8 @@ tags: [clip]
 # A compact CLIP
 
 Load it with `open_clip.create_model_and_transforms("local-dir:DIRECTORY")`, or give its directory to
-`curate score --clip`. The weights are the running average of training, in float16.
+`curate score --clip`. The weights are the running average of training, in float16; `readout_steps`, where there are,
+make the text tower's of it.
 
 ## Data
 

@@ -72,6 +72,8 @@ class ClipTraining(Config):
             raise ValueError(f"`teacher_steps` must be below `steps`, {self.steps}: no text is learned in them")
         if self.readout_steps and "add" not in self.readout:
             raise ValueError("`readout_steps` need a `readout` that names a set to `add`")
+        if self.readout and not self.readout_steps:
+            raise ValueError("`readout` needs `readout_steps`")
         return self
 
     @property

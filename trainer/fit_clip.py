@@ -106,19 +106,22 @@ def _teach_words(
     """Once all pairs were learned, teach the text tower words; stopped before its end, this begins anew next time."""
     from trainer.readout import teach
 
-    settings = run.config.training
-    if trainer.step != settings.steps or not settings.readout_steps:
+    settings, last = run.config.training, run.config.training.readout_steps
+    if trainer.step != settings.steps or not last or stopping():
         return
+    say("reading words off the pictures' vectors")
     trainer.take_average()
     started = time.monotonic()
     for done, loss in enumerate(teach(trainer.clip, trainer.sources, settings, run.seed, stopping), start=1):
-        if done % 10 == 0 or done == settings.readout_steps:
+        if done % 10 == 0 or done == last:
             log.write(settings.steps + done, {"readout": round(loss, 5)})
-            left = (settings.readout_steps - done) * (time.monotonic() - started) / 60 / done
-            say(f"step {settings.steps + done}/{settings.all_steps}, {left:.0f} min left: readout {loss:.4g}")
-        if done == settings.readout_steps:
+            left = (last - done) * (time.monotonic() - started) / 60 / done
+            say(f"readout step {done}/{last}, {left:.0f} min left: loss {loss:.4g}")
+        if done == last:
             trainer.finish()
             trainer.conclude(log, say)
+            return
+    say("stopped while reading words: that begins anew with --resume")
 
 
 class Trainer:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.base import HeadraceError
+from trainer import augment
 from trainer.contrast import encode_texts
 from trainer.speed import half_precision
 from trainer.word_loss import inside
@@ -30,30 +32,40 @@ if TYPE_CHECKING:
 
 RIDGE = 0.5  # of picture vectors whose mean deviation is 1
 SEEN = 2  # captions that must hold a token
-BATCH, PICTURES = 256, 256  # texts of a step; pictures encoded at once
+SHORTEST = 1e-4  # of a text's vector before they are scaled: what is shorter is rounding
+BATCH, PICTURES, ROWS = 256, 256, 4096  # texts of a step; pictures encoded, and rows of words made, at once
 RATE, WARMUP = 1e-3, 50  # of AdamW
 CAPTIONS, WORDS, KEPT = 3, 12, 0.7  # of a mixture: captions and words at most, share of their words
 
 
 class Readout:
-    """Text vectors of words, from picture vectors (N, D) and the tokens (N, L) of their captions."""
+    """Text vectors of words, from picture vectors (N, D) and the tokens (N, L) of their captions.
 
-    def __init__(self, images: Tensor, tokens: Tensor, vocabulary: int) -> None:
-        _, found = _once(tokens)
-        counts = torch.bincount(found, minlength=vocabulary)
+    Raises:
+        HeadraceError: no word comes twice, or those that do tell no picture from another.
+    """
+
+    def __init__(self, images: Tensor, tokens: Tensor) -> None:
+        counts = torch.bincount(_once(tokens)[1], minlength=int(tokens.max()) + 1)
         self._place = torch.where(counts >= SEEN, (counts >= SEEN).cumsum(0) - 1, -1)
         self._weight = (len(tokens) / counts[counts >= SEEN]).sqrt()
-        words = self._words(tokens)
         mean = images.mean(dim=0)
         x = (images - mean) / (deviation := images.std(dim=0).mean())
         gram = x.T @ x / len(x) + RIDGE * torch.eye(x.shape[1], device=x.device)
-        told = torch.linalg.solve(gram, x.T @ (words - words.mean(dim=0)) / len(x)) / deviation
+        shared = torch.zeros(x.shape[1], len(self._weight), device=x.device)
+        for part, texts in zip(torch.split(x, ROWS), torch.split(tokens, ROWS), strict=True):
+            shared += part.T @ self._words(texts) / len(x)
+        told = torch.linalg.solve(gram, shared) / deviation
         # What all pictures share must count for nothing: a text's score would depend on it.
         self._directions = told - torch.outer(mean, mean @ told) / (mean @ mean)
-        self._directions /= self(tokens).norm(dim=1).median()
+        lengths = torch.cat([self(texts).norm(dim=1) for texts in torch.split(tokens, ROWS)])
+        if not (lengths > SHORTEST).any():
+            hint = "name a set with more words in `training.readout`, or leave `readout_steps` out"
+            raise HeadraceError("no words of the sets to `add` tell their pictures apart", hint=hint)
+        self._directions /= lengths[lengths > SHORTEST].median()
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """B y / |y| (M, D) of tokens (M, L), of a median length of 1 over the captions; 0 where no word is known."""
+        """B y / |y| (M, D) of tokens (M, L): 0 where no word is known; over the captions of a median length of 1."""
         out: Tensor = F.normalize(self._words(tokens), dim=1) @ self._directions.T
         return out
 
@@ -86,20 +98,24 @@ def teach(
 ) -> Iterator[float]:
     """Train the text tower in place, in `settings.readout_steps` steps, each of which yields its loss; ends before them
     where it is asked to stop, with a tower that is half taught.
+
+    Raises:
+        HeadraceError: the words of the sets to add tell nothing, or the loss is not finite.
     """
     model: Any = clip.model
     model.eval()
     before = copy.deepcopy(model)
     roles = list(zip(sources, settings.readout, strict=True))
-    read = _readout(clip, [source for source, role in roles if role == "add"])
-    added = list(dict.fromkeys(text for source, role in roles if role == "add" for text in source.train.captions))
-    kept = [source for source, role in roles if role == "keep"]
+    added, kept = ([source for source, role in roles if role == wanted] for wanted in ("add", "keep"))
+    if (read := _readout(clip, added, stopping)) is None:
+        return
+    captions = list(dict.fromkeys(text for source in added for text in source.train.captions if text.strip()))
     tower = [p for name, p in model.named_parameters() if not name.startswith("visual.") and name != "logit_scale"]
     optimizer = torch.optim.AdamW(tower, lr=RATE, betas=(0.9, 0.98), weight_decay=0)
     for step in range(settings.readout_steps):
         if stopping():
             return
-        texts, count = _texts(added, kept, np.random.default_rng((seed, 2, step)))
+        texts, count = _texts(captions, kept, np.random.default_rng((seed, 2, step)))
         tokens = clip.tokens(texts).to(clip.device)
         with torch.no_grad(), _quick(clip):
             old = encode_texts(before, tokens).float()
@@ -108,6 +124,8 @@ def teach(
         with _quick(clip):
             told = encode_texts(model, tokens)
         loss = 1 - (told.float() * wanted).sum(dim=1).mean()
+        if not torch.isfinite(loss):
+            raise HeadraceError(f"the loss is not finite at readout step {step}", hint="lower `readout_weight`")
         optimizer.param_groups[0]["lr"] = RATE * _share(step, settings.readout_steps)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -115,18 +133,21 @@ def teach(
         yield float(loss.detach())
 
 
-def _readout(clip: Clip, sources: Sequence[Source]) -> Readout:
-    """Of the sets' training pictures, whole and as they are."""
+def _readout(clip: Clip, sources: Sequence[Source], stopping: Callable[[], bool]) -> Readout | None:
+    """Of the sets' captioned training pictures, whole and as they are; None where it is asked to stop."""
     size = (clip.preprocess.height, clip.preprocess.width)
-    parts = []
-    with torch.no_grad():
-        for source in sources:
-            for rows in np.array_split(np.arange(len(source.train)), max(1, len(source.train) // PICTURES)):
-                roomy = source.pictures.take(rows).float()
-                small = F.interpolate(roomy, size=size, mode="bilinear", antialias=True).round().to(torch.uint8)
-                parts.append(clip.model.encode_image(clip.normalized(small.to(clip.device)), normalize=True).float())
-    tokens = clip.tokens([text for source in sources for text in source.train.captions]).to(clip.device)
-    return Readout(torch.cat(parts), tokens, int(tokens.max()) + 1)
+    vectors, captions = [], []
+    for source in sources:
+        told = np.array([row for row, text in enumerate(source.train.captions) if text.strip()])
+        captions += [source.train.captions[row] for row in told]
+        for rows in np.array_split(told, max(1, len(told) // PICTURES)):
+            if stopping():
+                return None
+            roomy = source.pictures.take(rows).float()
+            small = F.interpolate(roomy, size=size, mode="bilinear", antialias=True).round().to(torch.uint8)
+            with torch.no_grad():
+                vectors.append(clip.model.encode_image(clip.normalized(small.to(clip.device)), normalize=True).float())
+    return Readout(torch.cat(vectors), clip.tokens(captions).to(clip.device))
 
 
 def _texts(added: Sequence[str], kept: Sequence[Source], rng: np.random.Generator) -> tuple[list[str], int]:
@@ -139,8 +160,9 @@ def _texts(added: Sequence[str], kept: Sequence[Source], rng: np.random.Generato
     for number in range(rest // 2):
         train = kept[number % len(kept)].train
         row = int(rng.integers(len(train)))
-        wrong = train.swaps[row]
-        same += [train.captions[row], wrong[rng.integers(len(wrong))] if wrong else train.captions[row]]
+        caption = train.captions[row]
+        wrong = train.swaps[row] if train.tells_swaps else augment.swapped_captions(caption)
+        same += [caption, wrong[rng.integers(len(wrong))] if wrong else caption]
     return [*mixtures, *captions, *same], len(mixtures) + len(captions)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from trainer.contrast import centre_loss, encode_texts, threshold_loss
 from trainer.fit_clip import fit
 from trainer.log import METRICS
 from trainer.optim import MuonAdamW
+from trainer.readout import teach
 
 TINY = {
     "model_cfg": {
@@ -230,27 +233,46 @@ def test_before_its_first_text_a_run_resumes_exactly_too(tmp_path: Path) -> None
     assert not torch.equal(whole["model.transformer.resblocks.0.mlp.c_fc.weight"], drawn)
 
 
-def test_words_come_last_and_begin_anew_where_they_were_stopped(shards: Path, tmp_path: Path) -> None:
-    config = tiny(readout_steps=3, readout=["add"])
+def test_words_come_last_and_begin_anew_where_they_were_stopped(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(readout_steps=12, readout=["add"])
     assert fit(run(shards, tmp_path / "whole", config), silent)
     for number in range(8):
         assert not fit(run(shards, tmp_path / "parts", config, minutes=0.0, resume=number > 0), silent)
     plain = checkpoint.load(tmp_path / "parts" / STATE)
     assert plain[1]["step"] == 8
-    assert fit(run(shards, tmp_path / "parts", config, resume=True), silent)
-    assert fit(run(shards, tmp_path / "parts", config, resume=True), silent)  # nothing is left to do
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("trainer.readout.teach", interrupted)
+        fit(run(shards, tmp_path / "parts", config, resume=True), silent)
+    stopped = checkpoint.load(tmp_path / "parts" / STATE)
+    assert stopped[1] == plain[1] and all(torch.equal(value, stopped[0][name]) for name, value in plain[0].items())
+    assert [line["step"] for line in metrics(tmp_path / "parts") if "readout" in line] == [18]
+    for _ in range(2):  # the second time nothing is left to do
+        assert fit(run(shards, tmp_path / "parts", config, resume=True), silent)
     whole, parts = (checkpoint.load(tmp_path / name / STATE) for name in ("whole", "parts"))
-    assert whole[1]["step"] == parts[1]["step"] == 11
-    assert metrics(tmp_path / "whole")[-2:] == metrics(tmp_path / "parts")[-2:]
+    assert whole[1]["step"] == parts[1]["step"] == 20
+    assert metrics(tmp_path / "whole")[-3:] == metrics(tmp_path / "parts")[-3:]
     assert all(torch.equal(value, parts[0][name]) for name, value in whole[0].items())
     result = {name: value for name, value in whole[0].items() if name.startswith("average.")}
     changed = {name for name, value in result.items() if not torch.equal(value, plain[0][name])}
     assert changed and not any("visual" in name for name in changed)
     half = load_file(tmp_path / "whole" / WEIGHTS)
     assert torch.equal(half["token_embedding.weight"], whole[0]["average.token_embedding.weight"].half())
-    assert "Step 11 of 11" in (tmp_path / "whole" / "README.md").read_text()
+    assert "Step 20 of 20" in (tmp_path / "whole" / "README.md").read_text()
+
+
+def interrupted(*asked: object) -> Iterator[float]:
+    """The text tower's teaching, with a request to end after ten steps."""
+    for number, loss in enumerate(teach(*asked)):  # type: ignore[arg-type]
+        if number == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+        yield loss
+
+
+def test_a_readout_of_another_number_of_sets_is_refused(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(HeadraceError, match="`readout` is of 2 sets, but 1 are given"):
-        fit(run(shards, tmp_path / "other", tiny(readout_steps=3, readout=["keep", "add"])), silent)
+        fit(run(shards, tmp_path / "out", tiny(readout_steps=3, readout=["keep", "add"])), silent)
 
 
 def drawn_kernel(out: Path) -> Tensor:
@@ -390,6 +412,7 @@ def test_the_shipped_configs_are_valid_and_a_wrong_one_is_named(tmp_path: Path) 
         ({"teacher_steps": 3}, "need a `teacher`"),
         ({"teacher": "x", "teacher_steps": 8}, "below `steps`"),
         ({"readout_steps": 3, "readout": ["keep"]}, "names a set to `add`"),
+        ({"readout": ["add"]}, "needs `readout_steps`"),
     ):
         path.write_text(json.dumps({**TINY, "training": {**TINY["training"], **wrong}}))  # type: ignore[dict-item]
         with pytest.raises(HeadraceError, match=said):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.base import HeadraceError
 from pipeline.clip import Clip, load
 from tests.trainer.packed import write_packed
+from trainer.augment import swapped_captions
 from trainer.config import ClipTraining
-from trainer.readout import RIDGE, Readout, mixture, teach
+from trainer.readout import RIDGE, Readout, _texts, mixture, teach
 from trainer.sources import Source, decoded, open_sources
 
 START, END = 90, 91
@@ -42,7 +45,7 @@ def some_texts(count: int) -> list[list[int]]:
 def test_a_picture_is_nearest_to_the_words_that_are_told_of_it() -> None:
     told = some_texts(300)
     images = pictures(told)
-    read = Readout(images[:200], tokens(*told[:200]), 100)
+    read = Readout(images[:200], tokens(*told[:200]))
     one, other = (read(tokens(*([word] for word in words))) for words in (range(10, 13), range(13, 16)))
     scores = images[200:] @ torch.cat([one, other]).T
     there = torch.tensor([[word in text for word in range(10, 16)] for text in told[200:]])
@@ -52,7 +55,7 @@ def test_a_picture_is_nearest_to_the_words_that_are_told_of_it() -> None:
 def test_the_regression_is_that_of_the_normal_equations() -> None:
     told = some_texts(50)
     images, captions = pictures(told), tokens(*told)
-    read = Readout(images, captions, 100)
+    read = Readout(images, captions)
     x = images.numpy().astype(np.float64)
     known = sorted(word for word in range(10, 16) if sum(word in text for text in told) >= 2)
     seen = np.array([[word in text for word in known] for text in told], np.float64)
@@ -69,12 +72,24 @@ def test_the_regression_is_that_of_the_normal_equations() -> None:
 def test_what_all_pictures_share_says_nothing_and_order_and_unknown_words_neither() -> None:
     told = some_texts(60)
     images = pictures(told)
-    read = Readout(images, tokens(*told, *[[70]])[:60], 100)
+    read = Readout(images, tokens(*told[:59], [70]))
     found = read(tokens([10, 11], [11, 10], [10, 11, 11, 50], [70], []))
     assert float((found @ images.mean(dim=0)).abs().max()) < 1e-5
     torch.testing.assert_close(found[0], found[1])
     torch.testing.assert_close(found[0], found[2])
     assert not found[3:].any() and found[0].norm() > 0.1
+
+
+@pytest.mark.parametrize("texts", [[[word] for word in range(10, 30)], [[10, word] for word in range(11, 31)]])
+def test_words_that_tell_no_pictures_apart_are_one_sentence(texts: list[list[int]]) -> None:
+    with pytest.raises(HeadraceError, match="no words of the sets to `add` tell their pictures apart"):
+        Readout(pictures(texts), tokens(*texts))
+
+
+def test_captions_without_a_known_word_leave_the_scale_to_the_others() -> None:
+    told = some_texts(40) + [[word] for word in range(20, 80)]
+    read = Readout(pictures(told), tokens(*told))
+    assert read(tokens(*told[:40])).norm(dim=1).median() == pytest.approx(1, abs=1e-5)
 
 
 def test_mixtures_are_of_the_captions_words() -> None:
@@ -122,10 +137,34 @@ def test_a_tower_learns_words_and_keeps_what_it_is_to_keep(sources: list[Source]
     assert kept.min() > 0.9 > changed.mean()
 
 
+def test_what_is_kept_has_wrong_captions_of_its_own_or_exchanged_words(
+    sources: list[Source], tmp_path: Path, clip: Clip
+) -> None:
+    (plain,) = open_sources([write_packed(tmp_path / "set")], ClipTraining(batch=16), seed=0)
+    for source, wrong in ((sources[0], set(SWAPPED[0])), (decoded(plain, clip, print), None)):
+        texts, count = _texts(["one", "two"], [source], np.random.default_rng(0))
+        assert len(texts) == 256 and count == 192 and set(" ".join(texts[:count]).split()) == {"one", "two"}
+        kept = list(zip(texts[count::2], texts[count + 1 :: 2], strict=True))
+        assert all(caption in source.train.captions for caption, _ in kept)
+        assert all(other in (wrong or swapped_captions(caption) or [caption]) for caption, other in kept)
+        assert sum(other != caption for caption, other in kept) > 16
+
+
+def test_rows_without_a_caption_have_no_part(tmp_path: Path) -> None:
+    clip = load("mini", "cpu")
+    captions = [*(f"a {colour} square" for colour in ("red", "blue", "green") * 5), ""]
+    (opened,) = open_sources([write_packed(tmp_path / "set", captions)], ClipTraining(batch=16), seed=0)
+    source, seen = decoded(opened, clip, print), []
+    tokens_of = clip.tokens
+    clip.tokens = lambda texts: seen.append(list(texts)) or tokens_of(texts)  # type: ignore[method-assign,func-returns-value]
+    list(teach(clip, [source], ClipTraining(readout_steps=2, readout=("add",)), 0, lambda: False))
+    assert len(seen[0]) == 15 and all(text.strip() for texts in seen for text in texts)
+
+
 def test_it_is_the_same_again_and_stops_when_asked(sources: list[Source]) -> None:
     first, again, other = (
         list(islice(teach(load("mini", "cpu"), sources, SETTINGS, seed, lambda: False), 3)) for seed in (0, 0, 1)
     )
     assert first == again != other
-    asked = iter([False, False, True])
+    asked = iter([False, False, False, True])  # once before the pictures are encoded
     assert len(list(teach(load("mini", "cpu"), sources, SETTINGS, 0, lambda: next(asked)))) == 2
