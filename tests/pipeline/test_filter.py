@@ -272,4 +272,5 @@ def test_a_blocked_concept_is_found_in_pictures_by_the_clip_that_scored_them(tmp
     found = sum(heart and drop for heart, drop in zip(hearts, blocked, strict=True))
     assert found >= sum(hearts) / 2  # a small CLIP
     assert sum(blocked) - found <= 1
-    assert set(decide(data, block=["a heart"], block_threshold=0.999)) == {None}
+    strict = [reason is not None for reason in decide(data, block=["a heart"], block_threshold=0.9999)]
+    assert sum(strict) < found and all(loose for loose, drop in zip(blocked, strict, strict=True) if drop)
