@@ -30,7 +30,7 @@ from trainer.sampling import (
     seed_for,
     steps,
 )
-from trainer.speed import half_precision
+from trainer.speed import quick
 from trainer.upsampler import Upsampler, worsened
 
 CANDIDATES = 2  # of the prior, per picture (Ramesh et al. 2022, section 2.2)
@@ -78,7 +78,7 @@ def imagine(prior: Prior, words: Words, seeds: Sequence[int], how: How) -> Tenso
 
     def denoise(zt: Tensor, t: Tensor) -> Tensor:
         many = zt.repeat(passes, 1), t.repeat(passes)
-        with _quick(device):
+        with quick(device):
             raw = prior(*many, shown.vectors, shown.tokens, shown.mask, keep_text)
         guesses = raw.float().chunk(passes)
         return guide(guesses[0], guesses[1], how.prior_guidance) if passes == 2 else guesses[0]
@@ -109,7 +109,7 @@ def decoder_denoise(decoder: Decoder, vectors: Tensor, words: Words | None, how:
 
     def denoise(xt: Tensor, t: Tensor) -> Tensor:
         many = xt.repeat(passes, 1, 1, 1), t.repeat(passes)
-        with _quick(xt.device):
+        with quick(xt.device):
             raw = decoder(*many, pictured, shown.tokens, shown.mask, keep[:, 0], keep[:, 1])
         guesses = to_x0(schedule, decoder.config.predicts, raw.float(), *many).chunk(passes)
         guess = guesses[0]
@@ -120,10 +120,6 @@ def decoder_denoise(decoder: Decoder, vectors: Tensor, words: Words | None, how:
         return dynamic_clip(guess)
 
     return denoise
-
-
-def _quick(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=half_precision(device))
 
 
 def _no_words(decoder: Decoder, batch: int) -> Words:
@@ -164,7 +160,7 @@ def enlarge(upsampler: Upsampler, small: Tensor, seeds: Sequence[int], how: How,
     side = small.shape[-1] * upsampler.config.factor
 
     def denoise(xt: Tensor, t: Tensor) -> Tensor:
-        with _quick(xt.device):
+        with quick(xt.device):
             raw = upsampler(xt, t, soft)
         return dynamic_clip(to_x0(schedule, upsampler.config.predicts, raw.float(), xt, t))
 

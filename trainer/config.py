@@ -58,7 +58,6 @@ class ClipTraining(Config):
     readout_steps: int = Field(default=0, ge=0)  # after `steps`: the text tower learns what words read off vectors say
     readout: tuple[Literal["add", "keep", "none"], ...] = ()  # of each set: its words are added to what its captions
     # say, or its captions and wrong ones go on to say the same, or it has no part in this
-    readout_weight: float = Field(default=2.0, ge=0)  # of what is added
     max_scale: float = Field(default=30.0, gt=1)  # cap of the logit scale: it fixes what a cosine means
     ema: float = Field(default=0.998, ge=0, lt=1)
     evaluate_every: int = Field(default=250, ge=1)

@@ -23,12 +23,11 @@ from trainer.contrast import centre_loss, encode_texts, threshold_loss
 from trainer.evaluate_clip import held_out_figures
 from trainer.log import Log
 from trainer.loop import interruptible
-from trainer.optim import MuonAdamW, split_parameters
+from trainer.optim import MuonAdamW, share_of_rate, split_parameters
 from trainer.sources import Drawn, Source, decoded, draw, open_sources
-from trainer.speed import half_precision
+from trainer.speed import quick
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from pipeline.clip import Clip
@@ -171,7 +170,8 @@ class Trainer:
             parts = self._pairs(drawn, small, lesson)
         weights = self._weights()
         loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
-        scale, rate = self.model.logit_scale.detach().exp(), self._rate()
+        scale = self.model.logit_scale.detach().exp()
+        rate = share_of_rate(self.step, self.settings.warmup, self.settings.steps)
         norm = self._descend(loss, rate)
         self.step += 1
         self._update_average()
@@ -184,7 +184,7 @@ class Trainer:
 
         images = self._encode(small)
         tokens = self.clip.tokens([*drawn.captions, *drawn.wrong]).to(self.device)
-        with self._precision():
+        with quick(self.device):
             texts = encode_texts(self.model, tokens)
         true, false = texts.float().tensor_split([len(images)])
         right, wrong = tokens.tensor_split([len(images)])
@@ -199,15 +199,10 @@ class Trainer:
 
     def _encode(self, small: Tensor) -> Tensor:
         """Unit vectors float32 (N, D) of uint8 pictures (N, 3, H, W)."""
-        with self._precision():
+        with quick(self.device):
             images = self.model.encode_image(self._input(small), normalize=True)
         out: Tensor = images.float()
         return out
-
-    def _precision(self) -> torch.autocast:
-        import torch
-
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=half_precision(self.device))
 
     def _descend(self, loss: Tensor, rate: float) -> Tensor:
         """One step of the optimizer at this share of its rates; returns the gradient's norm."""
@@ -281,14 +276,6 @@ class Trainer:
         import torch
 
         return self.clip.normalized(small.to(self.device)).contiguous(memory_format=torch.channels_last)
-
-    def _rate(self) -> float:
-        """Share of the peak rates: linear warm-up, then half a cosine down to zero."""
-        s = self.settings
-        if self.step < s.warmup:
-            return (self.step + 1) / s.warmup
-        done = (self.step - s.warmup) / max(1, s.steps - s.warmup)
-        return 0.5 * (1 + math.cos(math.pi * done))
 
     def _update_average(self) -> None:
         import torch

@@ -7,7 +7,6 @@ nothing of pictures or text: a `Task` brings model, data and loss.
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
@@ -25,7 +24,7 @@ from trainer import checkpoint
 from trainer.average import average_decay, put, update_average
 from trainer.embedded import Draws
 from trainer.log import Log
-from trainer.optim import MuonAdamW, split_parameters
+from trainer.optim import MuonAdamW, share_of_rate, split_parameters
 from trainer.sampling import seed_for
 from trainer.speed import matrix_speed, operations
 from trainer.task import Place, Plan, Task, Tensors, Training, cut
@@ -116,12 +115,8 @@ class Loop:
         return {"norm": norm, **by_level(torch.cat(losses).detach(), draw["t"])}
 
     def rate(self) -> float:
-        """Share of the peak rates: linear warm-up, then half a cosine down to zero."""
-        s = self.plan.training
-        if self.step < s.warmup:
-            return (self.step + 1) / s.warmup
-        done = (self.step - s.warmup) / max(1, s.steps - s.warmup)
-        return 0.5 * (1 + math.cos(math.pi * done))
+        """Share of the peak rates."""
+        return share_of_rate(self.step, self.plan.training.warmup, self.plan.training.steps)
 
     def evaluate(self, log: Log | None) -> None:
         """Held-out losses by noise level of raw and averaged weights, figures and samples of the averaged ones."""

@@ -7,6 +7,7 @@ layers in neural networks"), by Newton-Schulz iteration, scaled to the step size
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,13 @@ ADAMW_NAMES = (
     "attnpool",
 )  # tables of rows, and kernels too square for their use to pay the iteration
 MUON_STEP = 0.6  # root mean square of a step per unit of rate (AdamW's is about 0.2)
+
+
+def share_of_rate(step: int, warmup: int, steps: int) -> float:
+    """Share of the peak rates: linear warm-up, then half a cosine down to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -200,10 +200,14 @@ def ridge(inputs: Tensor, outputs: Tensor, share: float = RIDGE) -> Tensor:
     λ is `share` of the mean eigenvalue of XᵀX. W = YᵀX (XᵀX + λI)⁻¹ (Hoerl and Kennard 1970), in float64.
     """
     x, y = inputs.double(), outputs.double()
-    gram = x.T @ x
+    return ridge_of(x.T @ x, x.T @ y, share)
+
+
+def ridge_of(gram: Tensor, product: Tensor, share: float = RIDGE) -> Tensor:
+    """The same of XᵀX (D', D') and XᵀY (D', D), float64."""
     size = len(gram)
-    gram += share * gram.trace() / size * torch.eye(size, dtype=gram.dtype, device=gram.device)
-    solved: Tensor = torch.linalg.solve(gram, x.T @ y)
+    more = share * gram.trace() / size * torch.eye(size, dtype=gram.dtype, device=gram.device)
+    solved: Tensor = torch.linalg.solve(gram + more, product)
     return solved.T.float()
 
 

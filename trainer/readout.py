@@ -10,7 +10,6 @@ keep go on as they were, and so does the image tower. It knows nothing of files.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.base import HeadraceError
-from trainer import augment
 from trainer.contrast import encode_texts
-from trainer.speed import half_precision
+from trainer.optim import share_of_rate
+from trainer.prior import ridge_of
+from trainer.sources import wrong_captions
+from trainer.speed import quick
 from trainer.word_loss import inside
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from trainer.config import ClipTraining
     from trainer.sources import Source
 
-RIDGE = 0.5  # of picture vectors whose mean deviation is 1
+WEIGHT = 2.0  # β, of what is added
+RIDGE = 0.5  # of the mean eigenvalue
 SEEN = 2  # captions that must hold a token
 SHORTEST = 1e-4  # of a text's vector before they are scaled: what is shorter is rounding
 BATCH, PICTURES, ROWS = 256, 256, 4096  # texts of a step; pictures encoded, and rows of words made, at once
@@ -50,12 +52,11 @@ class Readout:
         self._place = torch.where(counts >= SEEN, (counts >= SEEN).cumsum(0) - 1, -1)
         self._weight = (len(tokens) / counts[counts >= SEEN]).sqrt()
         mean = images.mean(dim=0)
-        x = (images - mean) / (deviation := images.std(dim=0).mean())
-        gram = x.T @ x / len(x) + RIDGE * torch.eye(x.shape[1], device=x.device)
-        shared = torch.zeros(x.shape[1], len(self._weight), device=x.device)
+        x = (images - mean).double()
+        product = x.new_zeros(x.shape[1], len(self._weight))
         for part, texts in zip(torch.split(x, ROWS), torch.split(tokens, ROWS), strict=True):
-            shared += part.T @ self._words(texts) / len(x)
-        told = torch.linalg.solve(gram, shared) / deviation
+            product += part.T @ self._words(texts).double()
+        told = ridge_of(x.T @ x, product, RIDGE).T
         # What all pictures share must count for nothing: a text's score would depend on it.
         self._directions = told - torch.outer(mean, mean @ told) / (mean @ mean)
         lengths = torch.cat([self(texts).norm(dim=1) for texts in torch.split(tokens, ROWS)])
@@ -117,16 +118,16 @@ def teach(
             return
         texts, count = _texts(captions, kept, np.random.default_rng((seed, 2, step)))
         tokens = clip.tokens(texts).to(clip.device)
-        with torch.no_grad(), _quick(clip):
+        with torch.no_grad(), quick(clip.device):
             old = encode_texts(before, tokens).float()
-            new = old + settings.readout_weight * read(tokens).float()
+            new = old + WEIGHT * read(tokens).float()
             wanted = F.normalize(torch.cat([new[:count], old[count:]]), dim=1)
-        with _quick(clip):
+        with quick(clip.device):
             told = encode_texts(model, tokens)
         loss = 1 - (told.float() * wanted).sum(dim=1).mean()
         if not torch.isfinite(loss):
-            raise HeadraceError(f"the loss is not finite at readout step {step}", hint="lower `readout_weight`")
-        optimizer.param_groups[0]["lr"] = RATE * _share(step, settings.readout_steps)
+            raise HeadraceError(f"the loss is not finite at readout step {step}", hint="leave `readout_steps` out")
+        optimizer.param_groups[0]["lr"] = RATE * share_of_rate(step, WARMUP, settings.readout_steps)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -161,15 +162,6 @@ def _texts(added: Sequence[str], kept: Sequence[Source], rng: np.random.Generato
         train = kept[number % len(kept)].train
         row = int(rng.integers(len(train)))
         caption = train.captions[row]
-        wrong = train.swaps[row] if train.tells_swaps else augment.swapped_captions(caption)
-        same += [caption, wrong[rng.integers(len(wrong))] if wrong else caption]
+        wrong = wrong_captions(train, row, caption)
+        same += [caption, wrong[int(rng.integers(len(wrong)))] if wrong else caption]
     return [*mixtures, *captions, *same], len(mixtures) + len(captions)
-
-
-def _quick(clip: Clip) -> torch.autocast:
-    return torch.autocast(clip.device.type, torch.bfloat16, enabled=half_precision(clip.device))
-
-
-def _share(step: int, steps: int) -> float:
-    """Share of the peak rate: linear warm-up, then half a cosine down to zero."""
-    return min(1, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))

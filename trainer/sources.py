@@ -104,6 +104,11 @@ def decoded(opened: Opened, clip: Clip, say: Callable[[str], None]) -> Source:
     return Source(name, train, val, batches, Pictures(train, roomy), Pictures(val, shape))
 
 
+def wrong_captions(packed: PackedSet, row: int, caption: str) -> Sequence[str]:
+    """The set's own of a row where it tells some, else its caption, or what is left of it, with words exchanged."""
+    return packed.swaps[row] if packed.tells_swaps else augment.swapped_captions(caption)
+
+
 def draw(sources: Sequence[Source], step: int, drop_parts: float, rng: np.random.Generator) -> Drawn:
     """What a step learns from: a pure function of its arguments.
 
@@ -126,7 +131,7 @@ def draw(sources: Sequence[Source], step: int, drop_parts: float, rng: np.random
             varied = caption if told else augment.vary_caption(caption, drop_parts, rng)
             varied = caption if varied in taken else varied
             taken.add(varied)
-            swaps = told if source.train.tells_swaps else augment.swapped_captions(varied)
+            swaps = wrong_captions(source.train, row, varied)
             swaps = [swaps[n] for n in sorted(rng.permutation(len(swaps))[:WRONG])]
             owners += [len(captions)] * len(swaps)
             wrong += swaps

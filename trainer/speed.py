@@ -21,6 +21,11 @@ def half_precision(device: torch.device) -> bool:
     return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16"))
 
 
+def quick(device: torch.device) -> torch.autocast:
+    """Autocast to bfloat16 where that is quicker."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=half_precision(device))
+
+
 @lru_cache
 def matrix_speed(device: torch.device, half: bool) -> float:
     """Operations per second of a large square matrix product in the precision that is trained in; the best of a few."""

@@ -13,7 +13,8 @@ from pipeline.books import raw_markers, read_markers
 from pipeline.fates import FILTER, KEPT, SUPERSEDED, effects, fates, funnel
 from pipeline.filter import FilterConfig, run
 from pipeline.miniweb import scenes
-from pipeline.shards import DataDir, read_parquet, write_parquet
+from pipeline.shards import DataDir, read_parquet, vectors, write_parquet
+from pipeline.verdict.concepts import Concepts
 from pipeline.verdict.verdicts import crowded, least_of_best, superseded
 from tests.pipeline.factory import Row, make_raw, picture
 from tests.pipeline.scored import add_signal
@@ -272,5 +273,9 @@ def test_a_blocked_concept_is_found_in_pictures_by_the_clip_that_scored_them(tmp
     found = sum(heart and drop for heart, drop in zip(hearts, blocked, strict=True))
     assert found >= sum(hearts) / 2  # a small CLIP
     assert sum(blocked) - found <= 1
-    strict = [reason is not None for reason in decide(data, block=["a heart"], block_threshold=0.9999)]
-    assert sum(strict) < found and all(loose for loose, drop in zip(blocked, strict, strict=True) if drop)
+    tables = [read_parquet(path) for path in sorted((data.root / "signals" / "clip").glob("*.parquet"))]
+    stored = np.concatenate([vectors(table["image_emb"]) for table in tables]).astype(np.float32)
+    shown_by = Concepts.of(data, ["a heart"], 0.7).probability(stored)
+    assert blocked == (shown_by >= 0.7).tolist()
+    assert 0.7 < shown_by.max() < 1
+    assert set(decide(data, block=["a heart"], block_threshold=(1 + float(shown_by.max())) / 2)) == {None}

@@ -124,7 +124,7 @@ def test_a_clean_process_draws_the_native_pictures(clip: Clip, tmp_path: Path, m
     assert done.returncode == 0, done.stderr
     assert "has 49 tokens, the CLIP reads 48" in done.stdout and "2 prompts and 3 seeds" in done.stdout
     assert "ftfy" in done.stderr  # a prompt is not ASCII
-    monkeypatch.setattr("trainer.cascade.half_precision", lambda device: False)
+    monkeypatch.setattr("trainer.speed.half_precision", lambda device: False)
     with np.load(tmp_path / "drawn.npz") as drawn:
         for name, folder in runs.items():
             native = load_run(folder, None, "cpu").sample(PROMPTS, [3, 4, 5, 6], 1, QUICK)

@@ -60,9 +60,10 @@ def test_the_regression_is_that_of_the_normal_equations() -> None:
     known = sorted(word for word in range(10, 16) if sum(word in text for text in told) >= 2)
     seen = np.array([[word in text for word in known] for text in told], np.float64)
     y = seen * np.sqrt(len(told) / seen.sum(axis=0))
-    mean, deviation = x.mean(axis=0), x.std(axis=0, ddof=1).mean()
-    z = (x - mean) / deviation
-    solved = np.linalg.inv(z.T @ z / 50 + RIDGE * np.eye(12)) @ z.T @ (y - y.mean(axis=0)) / 50
+    mean = x.mean(axis=0)
+    z = x - mean
+    ridge = RIDGE * np.linalg.eigvalsh(z.T @ z).mean()
+    solved = np.linalg.inv(z.T @ z + ridge * np.eye(12)) @ z.T @ (y - y.mean(axis=0))
     solved -= np.outer(mean, mean @ solved) / (mean @ mean)
     wanted = y / np.linalg.norm(y, axis=1, keepdims=True) @ solved.T
     wanted /= np.quantile(np.linalg.norm(wanted, axis=1), 0.5, method="lower")  # torch's median

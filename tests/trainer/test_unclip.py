@@ -80,7 +80,7 @@ def test_the_prior_gives_unit_vectors_and_guidance_keeps_the_noised_vector(clip:
 
 def test_decoder_guidance(clip: Clip, whole: UnClip, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guided denoiser is the algebra of single passes, by two passes where the scales are equal."""
-    monkeypatch.setattr("trainer.cascade.half_precision", lambda device: False)
+    monkeypatch.setattr("trainer.speed.half_precision", lambda device: False)
     decoder = tiny.decoder(clip)
     words, vectors = whole.words(TEXTS), whole.vectors([soft(0), soft(1)])
     xt, t = 0.1 * torch.randn((2, 3, 8, 8), generator=torch.Generator().manual_seed(3)), torch.tensor([400, 400])
@@ -130,7 +130,7 @@ def test_blends_and_edits_start_at_the_picture(clip: Clip) -> None:
     own = known.vectors([a])
     moved = float((slerp(own, towards[None], torch.tensor([[0.4]])) - own)[0, 0])  # of what is the known decoder's grey
     shift = float(edit[1].astype(int).mean() - edit[0].astype(int).mean())
-    assert shift / 127.5 == pytest.approx(moved, abs=0.01) and abs(moved) > 0.003
+    assert shift * moved > 0 and shift / 127.5 == pytest.approx(moved, abs=0.004)  # half a grey level
 
 
 @pytest.mark.parametrize("enlarged", [True, False])
