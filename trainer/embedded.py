@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 KEEP_VECTORS = 1 << 30  # bytes of each kind of vectors held in memory
 KEEP_TOKENS = 8 << 30  # bytes of token states held in memory; those of a larger set are computed batch by batch
 CHUNK = 1024  # captions encoded at a time
-ROUND = 8  # lengths are multiples of it, so that few shapes occur
+ROUND = 8  # the length is a multiple of it: GPUs are quickest so
 
 
 @dataclass(frozen=True)
@@ -147,33 +147,35 @@ class CaptionTokens:
         self._clip = clip
         self._captions = captions
         self._place: NDArray[np.int64] | None = None
+        self._length = clip.context_length
         distinct = list(dict.fromkeys(captions))
         if keep and len(distinct) * self._bytes_per_caption() <= KEEP_TOKENS:
             parts = [self._encode(distinct[start : start + CHUNK]) for start in range(0, len(distinct), CHUNK)]
             self._flat = torch.cat([states[mask] for states, mask in parts])  # ragged: (all tokens, width)
             self._lengths = torch.cat([mask.sum(dim=1) for _, mask in parts])
+            self._length = min(-(-int(self._lengths.max()) // ROUND) * ROUND, clip.context_length)
             self._starts = torch.cumsum(self._lengths, 0) - self._lengths
             number = {text: n for n, text in enumerate(distinct)}
             self._place = np.array([number[text] for text in captions])
 
     def take(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """States float16 (B, N, width) and mask (B, N), true on tokens; N is what the longest needs."""
+        """States float16 (B, N, width) and mask (B, N), true on tokens.
+
+        N is the same for all batches, so that a compiled network is compiled once: what the set's longest caption needs
+        where the states are kept, else the CLIP's context.
+        """
         if self._place is None:
             return self._encode([self._captions[row] for row in rows])
         place = torch.from_numpy(self._place[rows])
         lengths = self._lengths[place]
-        places = torch.arange(self._room(int(lengths.max())))
+        places = torch.arange(self._length)
         mask = places < lengths[:, None]
         states = self._flat[torch.where(mask, self._starts[place][:, None] + places, 0)]
         return states * mask[:, :, None], mask
 
     def _encode(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         states, mask = (torch.from_numpy(part) for part in self._clip.text_states(texts))
-        length = self._room(int(mask.sum(dim=1).max()))
-        return (states * mask[:, :, None])[:, :length].half(), mask[:, :length]
-
-    def _room(self, longest: int) -> int:
-        return min(-(-longest // ROUND) * ROUND, self._clip.context_length)
+        return (states * mask[:, :, None]).half(), mask
 
     def _bytes_per_caption(self) -> int:
         return int(self._clip.context_length * self._clip.text_states([""])[0].shape[2] * 2)

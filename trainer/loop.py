@@ -77,8 +77,9 @@ class Loop:
                 except HeadraceError:  # a damaged tar: what was learned so far is kept
                     self.save()
                     raise
+                waited = time.perf_counter() - began
                 numbers = self.train_step(batch)
-                self._tell(log, numbers, time.perf_counter() - began)
+                self._tell(log, numbers, time.perf_counter() - began, waited)
                 stop = self._stopping(asked.is_set())
                 if self.step % self.plan.training.evaluate_every == 0 or self.step == steps:
                     self.evaluate(log)
@@ -231,7 +232,8 @@ class Loop:
         finally:
             put(self.model, raw)
 
-    def _tell(self, log: Log | None, numbers: Mapping[str, Tensor], seconds: float) -> None:
+    def _tell(self, log: Log | None, numbers: Mapping[str, Tensor], seconds: float, waited: float) -> None:
+        """Every tenth step: losses, speed, and the share of the step's `seconds` in which its batch was waited for."""
         self.spent += seconds
         s = self.plan.training
         if log is None or (self.step % 10 and self.step != s.steps):
@@ -239,6 +241,7 @@ class Loop:
         rate = s.batch / seconds
         figures = {name: round(float(value), 5) for name, value in numbers.items()}
         figures |= {"samples_per_s": round(rate, 1), "mfu": round(rate * self.cost / self.speed / self.place.world, 4)}
+        figures |= {"waiting": round(waited / seconds, 4)}
         log.write(self.step, figures)
         left = (s.steps - self.step) * self.spent / self.step / 60
         text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())

@@ -62,13 +62,17 @@ class MuonAdamW(torch.optim.Optimizer):
         """One step on the gradients that are there."""
         del closure
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                state = self.state[parameter]
-                update = _muon(parameter.grad, state, group) if group["muon"] else _adam(parameter.grad, state, group)
-                parameter.add_(update, alpha=-group["lr"])
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            gradients = [parameter.grad for parameter in parameters]
+            states = [self.state[parameter] for parameter in parameters]
+            if group["muon"]:
+                updates = [_muon(gradient, state, group) for gradient, state in zip(gradients, states, strict=True)]
+            else:
+                updates = _adam(gradients, states, group)
+            torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
 
 def _muon(gradient: Tensor, state: dict[str, Tensor], group: dict[str, float]) -> Tensor:
@@ -81,17 +85,23 @@ def _muon(gradient: Tensor, state: dict[str, Tensor], group: dict[str, float]) -
     return update
 
 
-def _adam(gradient: Tensor, state: dict[str, Tensor], group: dict[str, float]) -> Tensor:
-    count = state.setdefault("step", torch.zeros(()))
-    first = state.setdefault("first", torch.zeros_like(gradient))
-    second = state.setdefault("second", torch.zeros_like(gradient))
-    count.add_(1)
-    first.lerp_(gradient, 1 - group["beta1"])
-    second.mul_(group["beta2"]).addcmul_(gradient, gradient, value=1 - group["beta2"])
-    done = float(count)
-    scale = (second / (1 - group["beta2"] ** done)).sqrt_().add_(1e-8)
-    update: Tensor = first / (1 - group["beta1"] ** done) / scale
-    return update
+def _adam(gradients: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, float]) -> list[Tensor]:
+    """All parameters of a group at once: on a GPU one call for many, where each by itself costs more than it does."""
+    for gradient, state in zip(gradients, states, strict=True):
+        state.setdefault("step", torch.zeros(())).add_(1)
+        state.setdefault("first", torch.zeros_like(gradient))
+        state.setdefault("second", torch.zeros_like(gradient))
+    first, second = [state["first"] for state in states], [state["second"] for state in states]
+    done = [float(state["step"]) for state in states]
+    torch._foreach_lerp_(first, gradients, 1 - group["beta1"])
+    torch._foreach_mul_(second, group["beta2"])
+    torch._foreach_addcmul_(second, gradients, gradients, 1 - group["beta2"])
+    scale = torch._foreach_div(second, [1 - group["beta2"] ** n for n in done])
+    torch._foreach_sqrt_(scale)
+    torch._foreach_add_(scale, 1e-8)
+    updates: list[Tensor] = list(torch._foreach_div(first, [1 - group["beta1"] ** n for n in done]))
+    torch._foreach_div_(updates, scale)
+    return updates
 
 
 def split_parameters(model: nn.Module, rate: float, matrix_rate: float, weight_decay: float) -> list[dict[str, object]]:

@@ -118,9 +118,15 @@ def test_kept_and_streamed_token_states_are_equal(clip: Clip, monkeypatch: pytes
     kept, mask = CaptionTokens(clip, captions).take(rows)
     monkeypatch.setattr(embedded, "KEEP_TOKENS", 0)
     streamed, same = CaptionTokens(clip, captions).take(rows)
-    assert torch.equal(mask, same) and kept.shape[1] == 8 and kept.dtype == torch.float16
+    assert torch.equal(mask, same) and kept.shape[1] == clip.context_length and kept.dtype == torch.float16
     torch.testing.assert_close(kept, streamed, atol=2e-3, rtol=1e-3)
     expected, whole = clip.text_states([captions[1]])
     torch.testing.assert_close(kept[0][mask[0]].float(), torch.from_numpy(expected[whole]), atol=5e-3, rtol=5e-3)
     assert not kept[~mask].any()
-    assert CaptionTokens(clip, captions).take(np.array([2]))[1].shape == (1, clip.context_length)
+
+
+def test_all_batches_of_a_set_are_as_long_as_its_longest_caption_needs(clip: Clip) -> None:
+    tokens = CaptionTokens(clip, ["a red circle", "left and right of it all, and more", "a"])
+    for rows in ([0], [1], [0, 2], [2, 1, 0]):
+        states, mask = tokens.take(np.array(rows))
+        assert states.shape[:2] == mask.shape == (len(rows), 16)
