@@ -41,7 +41,7 @@ def test_a_run_holds_models_states_figures_and_samples(fitted: Path, clip: Clip)
         assert isinstance(config, kind) and not model.training
         lines = [json.loads(line) for line in (fitted / name / "metrics.jsonl").read_text().splitlines()]
         names = {key for line in lines for key in line}
-        assert {"loss", "samples_per_s", "mfu", "held_out/loss_t50", "held_out/raw_loss_t50"} <= names
+        assert {"loss", "samples_per_s", "mfu", "waiting", "held_out/loss_t50", "held_out/raw_loss_t50"} <= names
         assert list((fitted / name / "tensorboard").iterdir())
         assert bool(list((fitted / name).glob("samples/*.png"))) == (name != "prior")
     assert {"cosine/mean", "cosine/linear", "cosine/one_step", "cosine/sampled"} <= set(

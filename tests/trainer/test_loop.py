@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -105,7 +106,22 @@ def assert_equal_states(one: Path, other: Path) -> None:
 
 def figures(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("samples_per_s", "mfu")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("samples_per_s", "mfu", "waiting")} for line in lines]
+
+
+def test_how_long_a_step_waited_for_its_batch_is_told(tmp_path: Path) -> None:
+    class Slow(Toy):
+        def read(self, rows: Any) -> Tensors:
+            time.sleep(0.2)
+            return super().read(rows)
+
+    told = []
+    for name, task in (("slow", Slow()), ("quick", Toy())):
+        train(tmp_path / name, task)
+        lines = [json.loads(line) for line in (tmp_path / name / METRICS).read_text().splitlines()]
+        told.append([line["waiting"] for line in lines if "waiting" in line])
+    assert len(told[0]) == len(told[1]) == 2  # at step 10 and at the last
+    assert min(told[0]) > 0.5 > max(told[1]) >= 0 and max(told[0]) <= 1
 
 
 def trained_rows(task: Toy) -> list[list[int]]:

@@ -26,15 +26,20 @@ def test_orthogonal_keeps_the_singular_vectors_and_levels_the_values(
 
 
 def test_plain_groups_step_as_torchs_adamw_does() -> None:
-    ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4).clone()) for _ in range(2))
-    one = MuonAdamW([{"params": [ours], "lr": 0.01, "weight_decay": 0.1}], beta1=0.9, beta2=0.98)
-    other = torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-8)
+    """Two parameters of one group, the second of which has a gradient in later steps only, and one that never has."""
+    start = [torch.linspace(-1, 1, 12).reshape(3, 4), torch.linspace(2, 1, 5), torch.ones(2)]
+    ours, theirs = ([nn.Parameter(value.clone()) for value in start] for _ in range(2))
+    one = MuonAdamW([{"params": ours, "lr": 0.01, "weight_decay": 0.1}], beta1=0.9, beta2=0.98)
+    other = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-8)
     for step in range(5):
-        for parameter in (ours, theirs):
-            parameter.grad = torch.sin(torch.arange(12.0).reshape(3, 4) + step)
+        for many in (ours, theirs):
+            many[0].grad = torch.sin(torch.arange(12.0).reshape(3, 4) + step)
+            many[1].grad = torch.cos(torch.arange(5.0) * step) if step >= 2 else None
         one.step()
         other.step()
-    torch.testing.assert_close(ours, theirs)
+    for own, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, their)
+    assert torch.equal(ours[2], start[2])
 
 
 def test_a_muon_step_has_the_promised_size() -> None:
