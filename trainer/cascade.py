@@ -156,7 +156,7 @@ def redraw(denoise: Denoise, start: Tensor, seeds: Sequence[int], eta: float, ho
 def enlarge(upsampler: Upsampler, small: Tensor, seeds: Sequence[int], how: How, keep: Keep = keep_nothing) -> Tensor:
     """Large pictures (B, 3, S, S) in [-1, 1]; the small ones are blurred as in training."""
     schedule = cosine().to(small.device)
-    soft = worsened(small, torch.zeros_like(small), small.new_zeros(len(small)))
+    soft = worsened(small, upsampler.config.blur, torch.zeros_like(small), small.new_zeros(len(small)))
     side = small.shape[-1] * upsampler.config.factor
 
     def denoise(xt: Tensor, t: Tensor) -> Tensor:

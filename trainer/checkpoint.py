@@ -71,12 +71,12 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tenso
 def restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `optimizer_tensors`; moments get their parameter's device and memory layout.
 
-    The layout matters: a fused step walks parameter and moments by address.
+    Counts of steps stay on the CPU. The layout matters: a fused step walks parameter and moments by address.
     """
     for name, parameter in model.named_parameters():
         prefix = f"optimizer.{name}."
         optimizer.state[parameter] = {
-            key.removeprefix(prefix): like(parameter, value) if value.ndim else value.clone()
+            key.removeprefix(prefix): value.clone() if key == f"{prefix}step" else like(parameter, value)
             for key, value in tensors.items()
             if key.startswith(prefix)
         }

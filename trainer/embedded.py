@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 KEEP_VECTORS = 1 << 30  # bytes of each kind of vectors held in memory
 KEEP_TOKENS = 8 << 30  # bytes of token states held in memory; those of a larger set are computed batch by batch
 CHUNK = 1024  # captions encoded at a time
-ROUND = 8  # the length is a multiple of it: GPUs are quickest so
+ROUND = 8  # the length is rounded up to a multiple of it, or to the context: GPUs are quickest so
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,12 @@ class CaptionTokens:
         self._length = clip.context_length
         distinct = list(dict.fromkeys(captions))
         if keep and len(distinct) * self._bytes_per_caption() <= KEEP_TOKENS:
-            parts = [self._encode(distinct[start : start + CHUNK]) for start in range(0, len(distinct), CHUNK)]
-            self._flat = torch.cat([states[mask] for states, mask in parts])  # ragged: (all tokens, width)
-            self._lengths = torch.cat([mask.sum(dim=1) for _, mask in parts])
+            flat, lengths = [], []
+            for start in range(0, len(distinct), CHUNK):
+                states, mask = self._encode(distinct[start : start + CHUNK])
+                flat.append(states[mask])
+                lengths.append(mask.sum(dim=1))
+            self._flat, self._lengths = torch.cat(flat), torch.cat(lengths)  # ragged: (all tokens, width)
             self._length = min(-(-int(self._lengths.max()) // ROUND) * ROUND, clip.context_length)
             self._starts = torch.cumsum(self._lengths, 0) - self._lengths
             number = {text: n for n, text in enumerate(distinct)}

@@ -194,7 +194,7 @@ class Loop:
         """The step's randomness, drawn for the whole batch, this process's share of it."""
         device = self.place.device
         generator = torch.Generator(device).manual_seed(seed_for(self.plan.seed, self.task.name, step))
-        whole = self.task.draw(self.plan.training.batch, generator, step / self.plan.training.steps)
+        whole = self.task.draw(self.plan.training.batch, generator)
         return cut(whole, slice(self.place.rank * self.own, (self.place.rank + 1) * self.own))
 
     def _losses(self, predict: Callable[..., Tensor], batch: Tensors, draw: Tensors) -> Tensor:
@@ -212,7 +212,7 @@ class Loop:
         found = {}
         for level in HELD_LEVELS:
             generator = torch.Generator(self.place.device).manual_seed(level)
-            draw = self.task.draw(count, generator, done=0)
+            draw = self.task.draw(count, generator)
             draw |= {name: torch.ones_like(value) for name, value in draw.items() if name.startswith("keep_")}
             draw["t"] = torch.full_like(draw["t"], level)
             size = self.plan.training.part
@@ -233,7 +233,7 @@ class Loop:
             put(self.model, raw)
 
     def _tell(self, log: Log | None, numbers: Mapping[str, Tensor], seconds: float, waited: float) -> None:
-        """Every tenth step: losses, speed, and the share of the step's `seconds` in which its batch was waited for."""
+        """Every tenth step and the last: losses, speed, the share of its `seconds` in which a batch was waited for."""
         self.spent += seconds
         s = self.plan.training
         if log is None or (self.step % 10 and self.step != s.steps):

@@ -76,8 +76,9 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def _muon(gradient: Tensor, state: dict[str, Tensor], group: dict[str, float]) -> Tensor:
-    momentum = state.setdefault("momentum", torch.zeros_like(gradient))
-    momentum.lerp_(gradient, 1 - group["beta1"])
+    if not state:
+        state["momentum"] = torch.zeros_like(gradient)
+    momentum = state["momentum"].lerp_(gradient, 1 - group["beta1"])
     ahead = gradient.lerp(momentum, group["beta1"])  # Nesterov's
     flat = ahead.flatten(1)
     step = orthogonal(flat).to(gradient.dtype) * (MUON_STEP * max(flat.shape) ** 0.5)
@@ -86,11 +87,15 @@ def _muon(gradient: Tensor, state: dict[str, Tensor], group: dict[str, float]) -
 
 
 def _adam(gradients: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, float]) -> list[Tensor]:
-    """All parameters of a group at once: on a GPU one call for many, where each by itself costs more than it does."""
+    """All parameters of a group at once: on a GPU, launching kernels for each takes longer than their work."""
     for gradient, state in zip(gradients, states, strict=True):
-        state.setdefault("step", torch.zeros(())).add_(1)
-        state.setdefault("first", torch.zeros_like(gradient))
-        state.setdefault("second", torch.zeros_like(gradient))
+        if not state:
+            state |= {
+                "step": torch.zeros(()),
+                "first": torch.zeros_like(gradient),
+                "second": torch.zeros_like(gradient),
+            }
+        state["step"] += 1
     first, second = [state["first"] for state in states], [state["second"] for state in states]
     done = [float(state["step"]) for state in states]
     torch._foreach_lerp_(first, gradients, 1 - group["beta1"])

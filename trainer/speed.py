@@ -34,10 +34,8 @@ def matrix_speed(device: torch.device, half: bool) -> float:
     """
     size = 8192 if device.type == "cuda" else 1024
     kind = torch.bfloat16 if half else torch.float32
-    a, b = (
-        torch.randn(size, size, generator=torch.Generator(device).manual_seed(0), device=device).to(kind)
-        for _ in range(2)
-    )
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(size, size, generator=generator, device=device).to(kind) for _ in range(2))
     best = 0.0
     for _ in range(TRIES):
         began = time.perf_counter()

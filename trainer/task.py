@@ -53,11 +53,8 @@ class Task(Protocol):
     model: nn.Module
     weights: NDArray[Any]  # of the training rows
 
-    def draw(self, count: int, generator: torch.Generator, done: float) -> Tensors:
-        """The randomness of `count` samples, `t` (count,) among it, on the generator's device.
-
-        `done` is the share of all steps that were taken.
-        """
+    def draw(self, count: int, generator: torch.Generator) -> Tensors:
+        """The randomness of `count` samples, `t` (count,) among it, on the generator's device."""
 
     def read(self, rows: NDArray[Any]) -> Tensors:
         """Training rows as tensors on the CPU; on a GPU called in another thread."""

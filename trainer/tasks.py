@@ -73,17 +73,19 @@ class _Task:
             self._schedule = self._schedule.to(device)
         return self._schedule
 
-    def _times(self, count: int, generator: torch.Generator, middle: bool = False) -> Tensor:
+    def _times(self, count: int, generator: torch.Generator, middle: float = 0.0) -> Tensor:
         """One timestep from each of `count` equally likely parts of the schedule, in random order.
 
         The loss of a batch varies less so (Kingma et al. 2021, "Variational diffusion models", appendix I). Each is as
-        likely as any other; in the `middle` they are logit-normal (Esser et al. 2024, "Scaling rectified flow
-        transformers", section 3.1).
+        likely as any other, but for the share of `middle`, which is logit-normal (Esser et al. 2024, "Scaling
+        rectified flow transformers", section 3.1).
         """
         order = torch.randperm(count, generator=generator, device=generator.device)
         shift = torch.rand(1, generator=generator, device=generator.device)
         share = (order + shift) / count
-        share = torch.special.ndtri(share).sigmoid() if middle else share
+        if middle:
+            chosen = torch.rand(count, generator=generator, device=generator.device) < middle
+            share = torch.where(chosen, torch.special.ndtri(share).sigmoid(), share)
         return (share * len(self._schedule)).long().clamp(max=len(self._schedule) - 1)
 
     @property
@@ -117,7 +119,7 @@ class PriorTask(_Task):
         if isinstance(self.model, LinearPrior):
             self.model.weight.copy_(self._weight)
 
-    def draw(self, count: int, generator: torch.Generator, done: float) -> Tensors:
+    def draw(self, count: int, generator: torch.Generator) -> Tensors:
         eps = _normal((count, self.sets.sizes.embedding), generator)
         keep = _kept(count, self.config.drop_text, generator)
         noise_only = torch.rand(count, generator=generator, device=generator.device) < self.config.noise_only
@@ -179,9 +181,9 @@ class DecoderTask(_Task):
         self.decoder.null.fit(*sets.null)
         self._pictures = {split: split.pictures(config.side) for split in (sets.train, sets.val)}
 
-    def draw(self, count: int, generator: torch.Generator, done: float) -> Tensors:
+    def draw(self, count: int, generator: torch.Generator) -> Tensors:
         return {
-            "t": self._times(count, generator, middle=done >= self.config.middle_after),
+            "t": self._times(count, generator, self.config.middle),
             "eps": _normal((count, 3, self.config.side, self.config.side), generator),
             "keep_image": _kept(count, self.config.drop_image, generator),
             "keep_text": _kept(count, self.config.drop_text, generator),
@@ -223,7 +225,7 @@ class UpsamplerTask(_Task):
         self.upsampler = cast("Upsampler", self.model)
         self._pictures = {split: split.pictures(config.side) for split in (sets.train, sets.val)}
 
-    def draw(self, count: int, generator: torch.Generator, done: float) -> Tensors:
+    def draw(self, count: int, generator: torch.Generator) -> Tensors:
         c = self.config
         places = (c.side - c.crop) // c.factor + 1
         device = generator.device
@@ -240,7 +242,7 @@ class UpsamplerTask(_Task):
         whole = as_floats(batch["picture"])
         x0 = crops(whole, draw["place"] * c.factor, c.crop)
         small = crops(shrunk(whole, c.factor), draw["place"], c.crop // c.factor)
-        small = worsened(small, draw["noise"], draw["strength"])
+        small = worsened(small, c.blur, draw["noise"], draw["strength"])
         xt = diffusion.add_noise(schedule, x0, draw["t"], draw["eps"])
         guess = predict(xt, draw["t"], small)
         return diffusion.loss(schedule, c.predicts, c.weighting, guess, x0, draw["eps"], draw["t"])

@@ -17,7 +17,7 @@ from trainer.diffusion import Parameterisation, Weighting
 from trainer.layers import blur
 from trainer.unet import UNet, UNetConfig
 
-BLUR_SIZE, BLUR_SIGMA = 3, 0.6
+BLUR_SIZE = 3  # pixels
 
 
 class UpsamplerConfig(UNetConfig):
@@ -29,6 +29,7 @@ class UpsamplerConfig(UNetConfig):
     factor: int = Field(default=4, ge=2)  # large side over small side
     predicts: Parameterisation = "x0"
     weighting: Weighting = "v"
+    blur: float = Field(default=0.6, gt=0, le=2)  # standard deviation in pixels of the small picture's Gaussian blur
     noise: float = Field(default=0.05, ge=0, lt=1)  # largest standard deviation added to the small picture
 
     @property
@@ -61,6 +62,6 @@ def shrunk(large: Tensor, factor: int) -> Tensor:
     return F.interpolate(large, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
 
 
-def worsened(small: Tensor, noise: Tensor, strength: Tensor) -> Tensor:
-    """Small pictures (B, C, H, W), blurred, with `strength` (B,) times `noise` (like small) added."""
-    return blur(small, BLUR_SIZE, BLUR_SIGMA) + strength[:, None, None, None] * noise
+def worsened(small: Tensor, sigma: float, noise: Tensor, strength: Tensor) -> Tensor:
+    """Small pictures (B, C, H, W), blurred by `sigma` pixels, with `strength` (B,) times `noise` (like small) added."""
+    return blur(small, BLUR_SIZE, sigma) + strength[:, None, None, None] * noise

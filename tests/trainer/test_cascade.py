@@ -12,7 +12,7 @@ from trainer.diffusion import cosine
 from trainer.layers import blur
 from trainer.prior import LinearPrior, Prior
 from trainer.sampling import noise_for, seed_for
-from trainer.upsampler import BLUR_SIGMA, BLUR_SIZE, Upsampler, UpsamplerConfig
+from trainer.upsampler import BLUR_SIZE, Upsampler, UpsamplerConfig
 
 SIZES = Sizes(embedding=16, token=12, context=20, null=2)
 WIDTH = 16
@@ -69,8 +69,8 @@ def test_an_enlarged_picture_is_drawn_of_the_small_one_blurred() -> None:
             self.seen = small
             return torch.zeros_like(xt)
 
-    spy = Spy(UpsamplerConfig(side=16, crop=8, factor=2, channels=(8,), blocks=1, groups=4), SIZES)
+    spy = Spy(UpsamplerConfig(side=16, crop=8, factor=2, channels=(8,), blocks=1, groups=4, blur=0.5), SIZES)
     small = torch.rand(2, 3, 8, 8) * 2 - 1
     assert enlarge(spy, small, range(2), DEFAULT).shape == (2, 3, 16, 16)
-    torch.testing.assert_close(spy.seen, blur(small, BLUR_SIZE, BLUR_SIGMA))
+    torch.testing.assert_close(spy.seen, blur(small, BLUR_SIZE, 0.5))
     assert not torch.allclose(spy.seen, small, atol=0.05)

@@ -247,14 +247,16 @@ def test_the_transformer_prior_looks_back_only() -> None:
     assert not torch.allclose(before[:, 11:], after[:, 11:], atol=1e-3)  # the noised vector and what answers
 
 
-def test_worsening_blurs() -> None:
+@pytest.mark.parametrize("sigma", [0.3, 0.6])
+def test_worsening_blurs(sigma: float) -> None:
     small = torch.rand(2, 3, 8, 8)
-    torch.testing.assert_close(worsened(small, torch.randn(2, 3, 8, 8), torch.zeros(2)), blur(small, 3, 0.6))
+    worse = worsened(small, sigma, torch.randn(2, 3, 8, 8), torch.zeros(2))
+    torch.testing.assert_close(worse, blur(small, 3, sigma))
 
 
 def test_worsening_adds_so_much_noise() -> None:
     noise = torch.randn(2, 3, 64, 64)
-    out = worsened(torch.zeros(2, 3, 64, 64), noise, torch.tensor([0.0, 0.5]))
+    out = worsened(torch.zeros(2, 3, 64, 64), 0.6, noise, torch.tensor([0.0, 0.5]))
     assert not out[0].any() and float(out[1].std()) == pytest.approx(0.5, abs=0.02)
 
 

@@ -40,33 +40,37 @@ def test_measured_shares_of_what_is_dropped_and_when_are_those_of_the_config(
 ) -> None:
     config = DecoderConfig(**{**UNET, "side": 16, "attention": (), "drop_image": 0.1, "drop_text": 0.5})  # type: ignore[arg-type]
     task = DecoderTask(config, sets(shards, clip), tmp_path, 0)
-    draw = task.draw(20_000, torch.Generator().manual_seed(0), 0.5)
+    draw = task.draw(20_000, torch.Generator().manual_seed(0))
     kept = [float(draw[name].float().mean()) for name in ("keep_image", "keep_text")]
     assert kept == pytest.approx([0.9, 0.5], abs=0.012)
     both = float((~draw["keep_image"] & ~draw["keep_text"]).float().mean())
     assert both == pytest.approx(0.05, abs=0.006)  # Ramesh et al. 2022: dropped apart from each other
     prior = PriorTask(PriorConfig(width=16, depth=1, noise_only=0.25), sets(shards, clip), tmp_path, 0)
-    drawn = prior.draw(20_000, torch.Generator(), 0.5)
+    drawn = prior.draw(20_000, torch.Generator())
     last = drawn["t"] == 999
     assert float(drawn["keep_text"].float().mean()) == pytest.approx(0.9, abs=0.01)
     assert float(last.float().mean()) == pytest.approx(0.25 + 0.75 / 1000, abs=0.012)
     assert float(drawn["keep_text"][last].float().mean()) == pytest.approx(0.9, abs=0.02)
     assert float(draw["t"].float().mean()) == pytest.approx(499.5, abs=8)
-    some = task.draw(10, torch.Generator().manual_seed(0), 0.5)["t"]  # one of each tenth of the schedule, shuffled
+    some = task.draw(10, torch.Generator().manual_seed(0))["t"]  # one of each tenth of the schedule, shuffled
     assert sorted((some // 100).tolist()) == list(range(10)) and some.tolist() != sorted(some.tolist())
-    many = torch.cat([task.draw(10, torch.Generator().manual_seed(n), 0.5)["t"] for n in range(3000)])
+    many = torch.cat([task.draw(10, torch.Generator().manual_seed(n))["t"] for n in range(3000)])
     counts = torch.bincount(many // 50, minlength=20)  # within a tenth all are as likely
     assert counts.sum() == 30_000 and int(counts.min()) > 1350 and int(counts.max()) < 1650
 
 
-def test_late_timesteps_of_a_decoder_are_logit_normal(shards: Path, clip: Clip, tmp_path: Path) -> None:
-    config = DecoderConfig(**{**UNET, "side": 16, "attention": (), "middle_after": 0.4})  # type: ignore[arg-type]
+@pytest.mark.parametrize("middle", [0.5, 1.0])
+def test_a_share_of_a_decoders_timesteps_is_logit_normal(
+    middle: float, shards: Path, clip: Clip, tmp_path: Path
+) -> None:
+    config = DecoderConfig(**{**UNET, "side": 16, "attention": (), "middle": middle})  # type: ignore[arg-type]
     task = DecoderTask(config, sets(shards, clip), tmp_path, 0)
-    early, late = (task.draw(20_000, torch.Generator().manual_seed(0), done)["t"] / 1000 for done in (0.39, 0.4))
-    assert float((early > 0.9).float().mean()) == pytest.approx(0.1, abs=0.005)
-    normal = torch.logit(late.double().clamp(0.0005, 0.9995) + 0.0005)  # the middle of each timestep
-    assert float(normal.mean()) == pytest.approx(0, abs=0.02) and float(normal.std()) == pytest.approx(1, abs=0.02)
-    assert float((late > 0.9).float().mean()) == pytest.approx(0.014, abs=0.003)  # 1 - Φ(ln 9)
+    times = (task.draw(40_000, torch.Generator().manual_seed(0))["t"].double() + 0.5) / 1000
+    for bound in (0.05, 0.3, 0.5, 0.9):
+        logit_normal = float(torch.special.ndtr(torch.logit(torch.tensor(bound))))
+        assert float((times < bound).double().mean()) == pytest.approx(
+            middle * logit_normal + (1 - middle) * bound, abs=0.006
+        )
 
 
 class Spied(Exception):
@@ -85,7 +89,7 @@ def test_networks_get_what_was_drawn_and_the_null_is_the_clips_empty_text(
     prior = PriorTask(PriorConfig(width=16, depth=1), sets(shards, clip), tmp_path, 0)
     generator = torch.Generator().manual_seed(0)
     for task, kept in ((decoder, ("keep_image", "keep_text")), (prior, ("keep_text",))):
-        draw = task.draw(16, generator, 0.5)
+        draw = task.draw(16, generator)
         with pytest.raises(Spied) as caught:
             task.losses(spied, task.read(np.arange(16)), draw)
         inputs = caught.value.args[0]
@@ -98,13 +102,13 @@ def test_networks_get_what_was_drawn_and_the_null_is_the_clips_empty_text(
 
 
 def test_the_upsampler_learns_from_what_was_blurred_and_noised(shards: Path, clip: Clip, tmp_path: Path) -> None:
-    config = UpsamplerConfig(**{**UNET, "side": 32, "factor": 2, "crop": 32})  # type: ignore[arg-type]
+    config = UpsamplerConfig(**{**UNET, "side": 32, "factor": 2, "crop": 32, "blur": 0.5})  # type: ignore[arg-type]
     task = UpsamplerTask(config, sets(shards, clip), tmp_path, 0)
-    batch, draw = task.read(np.arange(16)), task.draw(16, torch.Generator().manual_seed(0), 0.5)
+    batch, draw = task.read(np.arange(16)), task.draw(16, torch.Generator().manual_seed(0))
     with pytest.raises(Spied) as caught, torch.autocast("cpu", torch.bfloat16):
         task.losses(spied, batch, draw)
     small = caught.value.args[0][2]
-    plain = blur(shrunk(as_floats(batch["picture"]), 2), 3, 0.6)
+    plain = blur(shrunk(as_floats(batch["picture"]), 2), 3, 0.5)
     torch.testing.assert_close(small, plain + draw["strength"][:, None, None, None] * draw["noise"])
 
 
@@ -143,7 +147,7 @@ def test_a_decoder_that_learned_sixteen_pictures_draws_them_by_their_conditions(
     own, others = ((drawn(shift) - true).square().mean() for shift in (0, 5))
     assert float(own) < 0.1 and float(others) > 4 * float(own)
 
-    draw = task.draw(16, torch.Generator().manual_seed(0), 0.5) | {"keep_image": keep, "keep_text": keep}
+    draw = task.draw(16, torch.Generator().manual_seed(0)) | {"keep_image": keep, "keep_text": keep}
     swapped = {**batch, **{name: batch[name].roll(5, 0) for name in ("image", "tokens", "mask")}}
     with torch.no_grad():
         right, wrong = (task.losses(model, given, draw).mean() for given in (batch, swapped))

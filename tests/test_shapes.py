@@ -1,0 +1,45 @@
+"""What the shapes benchmark counts as right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks import shapes
+from pipeline import clip as clips
+from pipeline.miniweb.content import Object, Scene
+from pipeline.miniweb.drawing import draw
+
+TRUE = "a large red star to the left of a small blue ring on a grey background"
+FALSE_FIRST = TRUE.replace("star", "circle")
+EXCHANGED = "a large red ring to the left of a small blue star on a grey background"
+
+
+@pytest.mark.parametrize(
+    ("caption", "stars", "circles", "rings", "exchanged"),
+    [
+        (TRUE, [True], [], [True], [True]),
+        (FALSE_FIRST, [], [False], [True], [True]),
+        (EXCHANGED, [False], [], [False], [False]),
+    ],
+)
+def test_right_is_the_shape_that_is_there(
+    caption: str, stars: list[bool], circles: list[bool], rings: list[bool], exchanged: list[bool]
+) -> None:
+    clip = clips.load("mini", "cpu")
+    things = Object("star", "red", "large", "plain"), Object("ring", "blue", "small", "plain")
+    picture = np.asarray(draw(Scene(things, "left of", "grey", 3)))
+    found = shapes.told(clip, clip.encode_images([picture]), [caption])
+    assert (found.objects["star"], found.objects["circle"], found.objects["ring"]) == (stars, circles, rings)
+    assert found.small == [*stars, *circles, *rings] and found.exchanged == exchanged
+
+
+def test_a_caption_of_one_shape_twice_has_no_exchange() -> None:
+    clip = clips.load("mini", "cpu")
+    found = shapes.told(clip, np.zeros((1, clip.dimension), np.float32), ["a red star above a blue star"])
+    assert len(found.objects["star"]) == 2 and not found.exchanged and not found.small
+
+
+def test_words_are_put_in_their_places() -> None:
+    one, other = shapes.NAMED.finditer("a star above a ring")
+    assert shapes.instead("a star above a ring", [(one, "crescent"), (other, "star")]) == "a crescent above a star"
