@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.clip import Clip, Preprocess
+from pipeline.clip import Clip
 from pipeline.clip import load as load_clip
 from pipeline.miniweb.content import SHAPES
 from trainer.cascade import DEFAULT, enlarge
@@ -56,13 +56,13 @@ def main() -> None:
     judge = load_clip(options.judge, "cpu") if options.judge else unclip.clip
     asked = EvalRun(options.run, count=options.count)
     held = held_out(asked, unclip.clip)
-    kinds: dict[str, Callable[[], Sequence[NDArray[np.uint8]] | torch.Tensor]] = {
-        "true": lambda: held.true(judge.preprocess),
-        "true, made small and enlarged": lambda: small_and_large(options.run, held),
-        "drawn": lambda: list(drawn_samples(unclip, held.captions, asked, lambda line: None)),
-    }
-    for kind, pictures in kinds.items():
-        print(f"{kind}: {told(judge, judge.encode_images(pictures()), held.captions).line()}", flush=True)
+
+    def report(kind: str, pictures: Sequence[NDArray[np.uint8]] | torch.Tensor) -> None:
+        print(f"{kind}: {told(judge, judge.encode_images(pictures), held.captions).line()}", flush=True)
+
+    report("true", held.true(judge.preprocess))
+    report("true, made small and enlarged", small_and_large(options.run, held, unclip.clip))
+    report("drawn", list(drawn_samples(unclip, held.captions, asked, lambda line: None)))
 
 
 def told(clip: Clip, vectors: NDArray[np.float32], captions: Sequence[str]) -> Told:
@@ -72,7 +72,8 @@ def told(clip: Clip, vectors: NDArray[np.float32], captions: Sequence[str]) -> T
         named = list(NAMED.finditer(caption))
         for place in named:
             others = [caption, *(instead(caption, [(place, shape)]) for shape in SHAPES if shape != place[0])]
-            right = bool((clip.encode_texts(others) @ vector).argmax() == 0)
+            like = clip.encode_texts(others) @ vector
+            right = bool(like[0] > like[1:].max())
             found.objects[place[0]].append(right)
             if "small" in caption:
                 found.small.append(right)
@@ -90,11 +91,11 @@ def instead(caption: str, changes: Sequence[tuple[re.Match[str], str]]) -> str:
     return caption
 
 
-def small_and_large(run: Path, held: HeldOut) -> list[NDArray[np.uint8]]:
+def small_and_large(run: Path, held: HeldOut, clip: Clip) -> list[NDArray[np.uint8]]:
     """The true pictures at the decoder's size, enlarged by the run's upsampler."""
     upsampler = cast("Upsampler", load_model(run, "upsampler")[0])
     side, factor = upsampler.config.side, upsampler.config.factor
-    true = held.true(Preprocess(side, side, "squash", "bicubic", (0.0,) * 3, (1.0,) * 3, 0))
+    true = held.true(replace(clip.preprocess, height=side, width=side))
     out: list[NDArray[np.uint8]] = []
     with torch.inference_mode():
         for start in range(0, len(true), BATCH):

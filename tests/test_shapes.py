@@ -37,7 +37,9 @@ def test_right_is_the_shape_that_is_there(
 def test_a_caption_of_one_shape_twice_has_no_exchange() -> None:
     clip = clips.load("mini", "cpu")
     found = shapes.told(clip, np.zeros((1, clip.dimension), np.float32), ["a red star above a blue star"])
-    assert len(found.objects["star"]) == 2 and not found.exchanged and not found.small
+    assert found.objects["star"] == [False, False]  # nothing is told by a vector of zeros
+    assert not found.exchanged and not found.small
+    assert found.line() == "right 0.000 of 2  star 0.000 of 2"
 
 
 def test_words_are_put_in_their_places() -> None:

@@ -71,7 +71,7 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tenso
 def restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `optimizer_tensors`; moments get their parameter's device and memory layout.
 
-    Counts of steps stay on the CPU. The layout matters: a fused step walks parameter and moments by address.
+    Counts of steps stay on the CPU. The layout matters: a step that walks all at once is quickest where layouts agree.
     """
     for name, parameter in model.named_parameters():
         prefix = f"optimizer.{name}."
@@ -86,7 +86,7 @@ def like(pattern: Tensor, value: Tensor) -> Tensor:
     """A copy of `value` on the device and in the memory layout of `pattern`."""
     import torch
 
-    return torch.empty_like(pattern, dtype=value.dtype).copy_(value) if pattern.shape == value.shape else value.clone()
+    return torch.empty_like(pattern, dtype=value.dtype).copy_(value)
 
 
 def section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ class UpsamplerConfig(UNetConfig):
     factor: int = Field(default=4, ge=2)  # large side over small side
     predicts: Parameterisation = "x0"
     weighting: Weighting = "v"
-    blur: float = Field(default=0.6, gt=0, le=2)  # standard deviation in pixels of the small picture's Gaussian blur
+    blur: float = Field(default=0.6, gt=0, le=1)  # standard deviation in pixels of the small picture's Gaussian blur
     noise: float = Field(default=0.05, ge=0, lt=1)  # largest standard deviation added to the small picture
 
     @property

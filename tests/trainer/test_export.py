@@ -31,14 +31,8 @@ from trainer.unclip import load as load_run
 PROMPTS = ["A red circle, on the left!", "deux étoiles vertes &amp; 3 rings", "", "red " * 46]
 SMALL = [  # base.toml's kinds at sizes for tests
     *("prior.width=32", "prior.depth=1", "prior.head=16"),
-    *(
-        "decoder.side=16",
-        "decoder.channels=[8, 16, 16]",
-        "decoder.attention=[4, 2]",
-        "decoder.groups=4",
-        "decoder.head=8",
-    ),
-    *("decoder.token_width=16", "decoder.predicts=v", "decoder.blocks=1", "upsampler.blocks=1"),
+    *("decoder.side=16", "decoder.channels=[8, 16, 16]", "decoder.attention=[4, 2]", "decoder.head=8"),
+    *("decoder.groups=4", "decoder.token_width=16", "decoder.predicts=v", "decoder.blocks=1", "upsampler.blocks=1"),
     *("upsampler.side=64", "upsampler.crop=32", "upsampler.channels=[8, 16]", "upsampler.groups=4"),
 ]
 QUICK = How(3, 4, 2, 2.0, 3.0, 3.0)

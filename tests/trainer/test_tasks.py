@@ -73,6 +73,14 @@ def test_a_share_of_a_decoders_timesteps_is_logit_normal(
         )
 
 
+def test_logit_normal_timesteps_are_one_of_each_equally_likely_part(shards: Path, clip: Clip, tmp_path: Path) -> None:
+    config = DecoderConfig(**{**UNET, "side": 16, "attention": (), "middle": 1.0})  # type: ignore[arg-type]
+    task = DecoderTask(config, sets(shards, clip), tmp_path, 0)
+    times = (task.draw(10, torch.Generator().manual_seed(0))["t"].double() + 0.5) / 1000
+    parts = torch.special.ndtr(torch.logit(times)) * 10
+    assert sorted(parts.long().tolist()) == list(range(10))
+
+
 class Spied(Exception):
     """Carries what a loss hands to its network."""
 
