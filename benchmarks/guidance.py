@@ -1,7 +1,8 @@
-"""How to draw with a trained run: `python benchmarks/guidance.py RUN --judge CLIP prior_guidance=1 image_guidance=3,…`.
+"""How to draw with a trained run: `python -m benchmarks.guidance RUN --judge CLIP steps=50 image_guidance=3,…`.
 
 Draws one picture for each of a run's held-out captions with each variant of `trainer.cascade.How` (names and values
-joined by commas; the plain settings come first) and judges it. The last column is the drawing's time.
+joined by commas; the plain settings come first) and judges it: as `trainer eval` does, and by shape as `shapes.py`. The
+last column is the drawing's time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.shapes import told
 from pipeline.clip import load as load_clip
 from trainer.cascade import DEFAULT, How
 from trainer.evaluate import EvalRun, drawn_samples, held_out, judged
@@ -28,7 +30,7 @@ def main() -> None:
     judge = load_clip(options.judge, "cpu") if options.judge else unclip.clip
     asked = EvalRun(options.run, count=options.count)
     held = held_out(asked, unclip.clip)
-    print(f"{'variant':60s} R-precision  swaps  attribute  relation  CLIP score  seconds")
+    print(f"{'variant':60s} R-precision  swaps  attribute  relation  CLIP score   seconds  shapes")
     for variant in ("", *options.variants):
         began = time.monotonic()
         drawn = drawn_samples(unclip, held.captions, replace(asked, how=how_of(variant)), lambda line: None)
@@ -36,7 +38,9 @@ def main() -> None:
         figures, _ = judged(judge, drawn, held, asked.seed)
         swaps = [figures["swaps_told_apart"]["drawn"][kind]["share"] for kind in ("all", "attribute", "relation")]
         numbers = [figures["r_precision"]["drawn"], *swaps, figures["clip_score"]["drawn"], spent]
-        print(f"{variant or 'as it is':60s} " + "  ".join(f"{number:9.3f}" for number in numbers), flush=True)
+        shapes = told(judge, judge.encode_images(list(drawn)), held.captions).line()
+        columns = [f"{variant or 'as it is':60s}", *(f"{number:9.3f}" for number in numbers), shapes]
+        print("  ".join(columns), flush=True)
 
 
 def how_of(variant: str) -> How:
