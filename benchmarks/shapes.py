@@ -3,7 +3,8 @@
 One picture for each held-out caption, none re-ranked. For each object a CLIP chooses among the caption and the seven in
 which that object is another shape; for each caption of two shapes, between it and the one in which they are exchanged.
 The true pictures show what the CLIP itself knows; the same made as small as the decoder's and enlarged again by the
-upsampler, what drawing at that size may lose.
+upsampler, what drawing at that size may lose; and those noised to a timestep and drawn from there, of their own vectors
+and captions, what the decoder loses from there on.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ from numpy.typing import NDArray
 from pipeline.clip import Clip
 from pipeline.clip import load as load_clip
 from pipeline.miniweb.content import SHAPES
-from trainer.cascade import DEFAULT, enlarge
+from trainer.cascade import DEFAULT, decoder_denoise, decoder_noise, enlarge
+from trainer.decoder import Decoder
+from trainer.diffusion import add_noise, cosine
 from trainer.evaluate import EvalRun, HeldOut, drawn_samples, held_out
+from trainer.sampling import Denoise, dpm_solver, steps
 from trainer.saved import load_model
 from trainer.tasks import as_bytes, as_floats
-from trainer.unclip import BATCH, load
+from trainer.unclip import BATCH, UnClip, load
 from trainer.upsampler import Upsampler, shrunk
 
+NOISED = (304, 87)  # timesteps, of those that sampling visits, to which true pictures are noised
 NAMED = re.compile(rf"\b({'|'.join(SHAPES)})\b")
 
 
@@ -61,7 +66,9 @@ def main() -> None:
         print(f"{kind}: {told(judge, judge.encode_images(pictures), held.captions).line()}", flush=True)
 
     report("true", held.true(judge.preprocess))
-    report("true, made small and enlarged", small_and_large(options.run, held, unclip.clip))
+    report("true, made small and enlarged", small_and_large(options.run, held, unclip, None))
+    for t in NOISED:
+        report(f"the same, noised to {t} and drawn", small_and_large(options.run, held, unclip, t))
     report("drawn", list(drawn_samples(unclip, held.captions, asked, lambda line: None)))
 
 
@@ -91,17 +98,32 @@ def instead(caption: str, changes: Sequence[tuple[re.Match[str], str]]) -> str:
     return caption
 
 
-def small_and_large(run: Path, held: HeldOut, clip: Clip) -> list[NDArray[np.uint8]]:
-    """The true pictures at the decoder's size, enlarged by the run's upsampler."""
+def small_and_large(run: Path, held: HeldOut, unclip: UnClip, t: int | None) -> list[NDArray[np.uint8]]:
+    """The true pictures at the decoder's size, enlarged by the run's upsampler; with a `t` first noised and redrawn."""
+    decoder = cast("Decoder", load_model(run, "decoder")[0])
     upsampler = cast("Upsampler", load_model(run, "upsampler")[0])
     side, factor = upsampler.config.side, upsampler.config.factor
-    true = held.true(replace(clip.preprocess, height=side, width=side))
+    true = held.true(replace(unclip.clip.preprocess, height=side, width=side))
+    vectors, words = held.sets.val.vectors("image", held.rows), unclip.words(held.captions)
     out: list[NDArray[np.uint8]] = []
     with torch.inference_mode():
         for start in range(0, len(true), BATCH):
-            small = shrunk(as_floats(true[start : start + BATCH]), factor)
-            out += list(as_bytes(enlarge(upsampler, small, range(start, start + len(small)), DEFAULT)))
+            rows = slice(start, start + BATCH)
+            small = shrunk(as_floats(true[rows]), factor)
+            seeds = range(start, start + len(small))
+            if t is not None:
+                denoise = decoder_denoise(decoder, vectors[rows], words.take(rows), DEFAULT)
+                small = redrawn(denoise, small, decoder_noise(decoder, seeds, small.device), t)
+            out += list(as_bytes(enlarge(upsampler, small, seeds, DEFAULT)))
     return out
+
+
+def redrawn(denoise: Denoise, small: torch.Tensor, noise: torch.Tensor, t: int) -> torch.Tensor:
+    """Small pictures (B, 3, side, side) noised to one of the timesteps that sampling visits, and drawn from there."""
+    schedule = cosine()
+    below = [step for step in steps(len(schedule), DEFAULT.steps) if step <= t]
+    noised = add_noise(schedule, small, torch.full((len(small),), below[0]), noise)
+    return dpm_solver(denoise, noised, schedule, below).clamp(-1, 1)
 
 
 if __name__ == "__main__":
