@@ -26,7 +26,7 @@ CountOption = Annotated[int, typer.Option(help="How many pictures.", min=1, max=
 BestOption = Annotated[int, typer.Option(help="Draw so many for each and keep what the CLIP finds best.", min=1)]
 StepsOption = Annotated[int | None, typer.Option(help="Denoising steps of the decoder.", min=1, max=1000)]
 GuidanceOption = Annotated[
-    float | None, typer.Option(help="How strictly to follow text and vector; 1 is plain.", min=0)
+    float | None, typer.Option(help="How strictly the decoder follows text and vector; 1 is plain.", min=0)
 ]
 PictureArgument = Annotated[Path, typer.Argument(metavar="IMG", help="A PNG, JPEG or WebP file.")]
 
@@ -181,7 +181,7 @@ def blend(
 
     ends = read_picture(a), read_picture(b)
     run, unclip = _open(run, clip, out, count)
-    weights = [number / max(1, count - 1) for number in range(count)]
+    weights = [number / (count - 1) for number in range(count)] if count > 1 else [0.5]
     drawn = unclip.blend(*ends, weights, seed, _how(steps, None))
     row = {f"blend-{number:02d}-{weights[number]:.3f}": one for number, one in enumerate(drawn)}
     _write(out or _fresh(run, "blend"), {f"{a.name} to {b.name}": row}, [f"{weight:.2f}" for weight in weights])
@@ -205,7 +205,7 @@ def edit(
 
     given = read_picture(picture)
     run, unclip = _open(run, clip, out, count)
-    angles = [furthest * number / max(1, count - 1) for number in range(count)]
+    angles = [furthest * number / (count - 1) for number in range(count)] if count > 1 else [furthest]
     drawn = unclip.edit(given, before, after, angles, seed, _how(steps, None))
     row = {f"edit-{number:02d}-{angles[number]:.3f}": one for number, one in enumerate(drawn)}
     _write(out or _fresh(run, "edit"), {f"{before} → {after}": row}, [f"{angle:.2f}" for angle in angles])

@@ -107,12 +107,15 @@ def fit(run: FitRun, say: Say) -> bool:
         say(f"{len(sets.train.rows)} samples, {len(sets.val.rows)} held out, CLIP {clip.name}, {place.device}")
         for name in run.only:
             check_sizes(_model(name, run.config))
+        _check_cascade(run)
         plans = {name: _plan(name, run, sets, deadline) for name in run.only}
         done = {name for name, plan in plans.items() if is_done(plan)}  # raises where a state is of another run
+        set_digest = digest(read_json(run.shards / "dataset.json"))
+        _check_same_set(run, set_digest)
         _check_ahead({name: plan for name, plan in plans.items() if name not in done}, run.config, sets, place)
         if place.leads:
             write_toml(run.out / RESOLVED, _resolved(run))
-            write_run(run.out, clip_name, clip.identity, str(run.shards))
+            write_run(run.out, clip_name, clip.identity, run.shards, set_digest)
         return _fit_all(run, plans, done, sets, place, say)
 
 
@@ -212,6 +215,31 @@ def _check_same_clip(out: Path, clip: Clip) -> None:
     if (out / saved.RUN).is_file() and _nameless(saved.read_run(out)["identity"]) != _nameless(clip.identity):
         hint = "give that CLIP and its set, or another --out"
         raise HeadraceError(f"{out} holds models of another CLIP", hint=hint, code=REFUSED)
+
+
+def _check_same_set(run: FitRun, set_digest: str) -> None:
+    """They learned from one set, so that samples are compared with the pictures that were learned from."""
+    there = saved.read_run(run.out).get("set") if (run.out / saved.RUN).is_file() else None
+    if there not in (None, set_digest):
+        raise HeadraceError(f"{run.out} holds models of another set", hint="give another --out", code=REFUSED)
+
+
+def _check_cascade(run: FitRun) -> None:
+    """What the decoder draws must be what the upsampler takes, be they trained now or before."""
+    decoder, upsampler = _known("decoder", run), _known("upsampler", run)
+    if not isinstance(decoder, DecoderConfig) or not isinstance(upsampler, UpsamplerConfig):
+        return
+    if upsampler.small != decoder.side:
+        takes = f"the upsampler takes {upsampler.small} (its side {upsampler.side} / its factor {upsampler.factor})"
+        hint = "change upsampler.side or upsampler.factor, or decoder.side"
+        raise HeadraceError(f"decoder.side is {decoder.side}, but {takes}", hint=hint)
+
+
+def _known(name: Name, run: FitRun) -> Config | None:
+    """The config of a model that is trained now, or was before; of one that is not there, None."""
+    if name in run.only:
+        return _model(name, run.config)
+    return saved.read_config(run.out, name) if saved.is_saved(run.out, name) else None
 
 
 def _nameless(identity: Mapping[str, Any]) -> dict[str, Any]:

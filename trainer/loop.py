@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 STATE = "state.safetensors"
 AHEAD = 2  # batches that are read while a GPU learns from another
+SAVE_EVERY = 600.0  # seconds: what a crash may cost
 LEVELS = 4  # noise levels that losses are told apart by
 HELD_LEVELS = (50, 300, 550, 800, 950)  # timesteps of the held-out losses
 
@@ -55,7 +56,9 @@ class Loop:
         self.optimizer = MuonAdamW([group for group in groups if group["params"]], s.beta1, s.beta2)
         self.own = s.batch // place.world
         self.draws = Draws(task.weights, seed_for(plan.seed, task.name) % 2**32, s.batch)
+        self.ahead = 0 if place.device.type == "cpu" else AHEAD
         self.spent = 0.0  # seconds of training, over all calls
+        self.saved = time.monotonic()
 
     def run(self) -> bool:
         """Train to the end or the deadline; True when the last step is done.
@@ -84,7 +87,7 @@ class Loop:
                 if self.step % self.plan.training.evaluate_every == 0 or self.step == steps:
                     self.evaluate(log)
                     self.save()
-                elif stop:
+                elif stop or time.monotonic() - self.saved > SAVE_EVERY:
                     self.save()
         if asked.is_set():
             raise KeyboardInterrupt
@@ -108,7 +111,7 @@ class Loop:
                 (losses[-1].sum() / self.own).backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.clip_norm)
         if not torch.isfinite(norm):
-            hint = f"lower {self.task.name}.training.learning_rate and matrix_rate"
+            hint = f"lower {self.task.name}.training.learning_rate and matrix_rate, and begin again in another --out"
             raise HeadraceError(f"the gradient of the {self.task.name} is not finite at step {self.step}", hint=hint)
         self.optimizer.step()
         self.step += 1
@@ -140,10 +143,12 @@ class Loop:
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         tensors |= checkpoint.optimizer_tensors(self.model, self.optimizer)
         scalars = {"step": self.step, "run": self.plan.digest, "seconds": self.spent}
-        facts = {"step": self.step, "of": self.plan.training.steps, "samples": self.step * self.plan.training.batch}
+        s = self.plan.training
+        facts = {"step": self.step, "of": s.steps, "samples": self.step * s.batch, "seed": self.plan.seed}
         with self._averaged():
             self.task.save(self.model.state_dict(), facts)
         checkpoint.save(self.plan.folder / STATE, tensors, scalars)  # last: it says that the model is there
+        self.saved = time.monotonic()
 
     def restore(self) -> None:
         """Continue from the state in the folder; one of another config, seed or set is refused."""
@@ -185,7 +190,7 @@ class Loop:
             return self.task.read(self._rows(step))
 
         steps = range(self.step, self.plan.training.steps)
-        return map(read, steps) if self.place.device.type == "cpu" else read_ahead(read, steps, AHEAD)
+        return read_ahead(read, steps, self.ahead) if self.ahead else map(read, steps)
 
     def _rows(self, step: int) -> NDArray[Any]:
         return self.draws.rows(step)[self.place.rank * self.own :][: self.own]

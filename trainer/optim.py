@@ -8,6 +8,7 @@ layers in neural networks"), by Newton-Schulz iteration, scaled to the step size
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -34,21 +35,21 @@ def share_of_rate(step: int, warmup: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """Nearly the orthogonal factor U·Vᵀ of a matrix (R, C): its singular values become 0.7 to 1.2.
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Nearly the orthogonal factors U·Vᵀ of matrices (N, R, C): their singular values become 0.7 to 1.2.
 
     In bfloat16, but for CPUs that have no such product in hardware: there it takes ten times as long and more.
     """
     a, b, c = COEFFICIENTS
-    wide = matrix.shape[0] <= matrix.shape[1]
-    x = matrix if wide else matrix.T
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else matrices.mT
     x = x.bfloat16() if half_precision(x.device) else x.float()
-    x = x / (x.norm() + 1e-7)
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
-        square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
-    factor: Tensor = x if wide else x.T
-    return factor
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    factors: Tensor = x if wide else x.mT
+    return factors
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -68,22 +69,25 @@ class MuonAdamW(torch.optim.Optimizer):
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             gradients = [parameter.grad for parameter in parameters]
             states = [self.state[parameter] for parameter in parameters]
-            if group["muon"]:
-                updates = [_muon(gradient, state, group) for gradient, state in zip(gradients, states, strict=True)]
-            else:
-                updates = _adam(gradients, states, group)
+            updates = (_muon if group["muon"] else _adam)(gradients, states, group)
             torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
 
-def _muon(gradient: Tensor, state: dict[str, Tensor], group: dict[str, float]) -> Tensor:
-    if not state:
-        state["momentum"] = torch.zeros_like(gradient)
-    momentum = state["momentum"].lerp_(gradient, 1 - group["beta1"])
-    ahead = gradient.lerp(momentum, group["beta1"])  # Nesterov's
-    flat = ahead.flatten(1)
-    step = orthogonal(flat).to(gradient.dtype) * (MUON_STEP * max(flat.shape) ** 0.5)
-    update: Tensor = step.reshape(gradient.shape)
-    return update
+def _muon(gradients: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, float]) -> list[Tensor]:
+    """Matrices of one shape are made orthogonal together: many small products, one by one, take longer."""
+    flat: dict[torch.Size, list[tuple[int, Tensor]]] = defaultdict(list)
+    for number, (gradient, state) in enumerate(zip(gradients, states, strict=True)):
+        if not state:
+            state["momentum"] = torch.zeros_like(gradient)
+        momentum = state["momentum"].lerp_(gradient, 1 - group["beta1"])
+        ahead = gradient.lerp(momentum, group["beta1"]).flatten(1)  # Nesterov's
+        flat[ahead.shape].append((number, ahead))
+    updates = list(gradients)
+    for shape, alike in flat.items():
+        steps = orthogonal(torch.stack([ahead for _, ahead in alike])).to(gradients[0].dtype)
+        for (number, _), step in zip(alike, steps * (MUON_STEP * max(shape) ** 0.5), strict=True):
+            updates[number] = step.reshape(gradients[number].shape)
+    return updates
 
 
 def _adam(gradients: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, float]) -> list[Tensor]:

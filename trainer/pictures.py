@@ -28,12 +28,18 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     """RGB (H, W, 3), upright, what is transparent on white.
 
     Raises:
-        HeadraceError: no such file (code 3), no picture, or one of more than 2^26 pixels.
+        HeadraceError: no such file (code 3), no picture, one of more than 2^26 pixels, or one whose numbers have no
+            white.
     """
     import numpy as np
     from PIL import Image
 
     picture = _open(path)
+    if picture.mode in ("I", "F"):
+        hint = "save it as a PNG of 8 or 16 bits"
+        raise HeadraceError(f"{path} holds numbers of 32 bits, of which none is known to be white", hint=hint)
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         ground = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(ground, picture.convert("RGBA"))

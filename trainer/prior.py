@@ -206,8 +206,8 @@ def ridge(inputs: Tensor, outputs: Tensor, share: float = RIDGE) -> Tensor:
 def ridge_of(gram: Tensor, product: Tensor, share: float = RIDGE) -> Tensor:
     """The same of XᵀX (D', D') and XᵀY (D', D), float64."""
     size = len(gram)
-    more = share * gram.trace() / size * torch.eye(size, dtype=gram.dtype, device=gram.device)
-    solved: Tensor = torch.linalg.solve(gram + more, product)
+    more = share * float(gram.trace()) / size or 1.0  # inputs that are all the same explain nothing: W = 0
+    solved: Tensor = torch.linalg.solve(gram + more * torch.eye(size, dtype=gram.dtype, device=gram.device), product)
     return solved.T.float()
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -53,6 +54,17 @@ def save_model(
     write_json(folder / CONFIG, values)
 
 
+def is_saved(run: Path, name: Name) -> bool:
+    """Whether the run has this model."""
+    return (run / name / CONFIG).is_file() and (run / name / WEIGHTS).is_file()
+
+
+def read_config(run: Path, name: Name) -> Config:
+    """A saved model's config."""
+    path = run / name / CONFIG
+    return parse_config(KINDS[name], read_json(path).get("config", {}), str(path))
+
+
 def load_model(run: Path, name: Name, device: str | Any = "cpu") -> tuple[nn.Module, Config]:
     """A trained model, ready to use, and its config.
 
@@ -63,12 +75,12 @@ def load_model(run: Path, name: Name, device: str | Any = "cpu") -> tuple[nn.Mod
     from safetensors.torch import load_file
 
     folder = run / name
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+    if not is_saved(run, name):
         hint = f"train it with `trainer fit --only {name} --out {run}`"
         raise HeadraceError(f"{run} has no trained {name}", hint=hint, code=MISSING)
-    values = read_json(folder / CONFIG)
-    config = parse_config(KINDS[name], values.get("config", {}), str(folder / CONFIG))
-    model = build(config, parse_config(Sizes, values.get("sizes", {}), str(folder / CONFIG)))
+    config = read_config(run, name)
+    sizes = parse_config(Sizes, read_json(folder / CONFIG).get("sizes", {}), str(folder / CONFIG))
+    model = build(config, sizes)
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError, OSError) as error:
@@ -78,14 +90,31 @@ def load_model(run: Path, name: Name, device: str | Any = "cpu") -> tuple[nn.Mod
     return model.to(device).eval().requires_grad_(False), config
 
 
-def write_run(run: Path, clip_name: str, identity: Mapping[str, Any], shards: str) -> None:
-    """Say which CLIP (as `pipeline.clip.load` takes it) and which set the models of a run belong to."""
-    write_json(run / RUN, {"clip": clip_name, "identity": dict(identity), "shards": shards})
+def write_run(run: Path, clip_name: str, identity: Mapping[str, Any], shards: Path, set_digest: str) -> None:
+    """Say which CLIP (as `pipeline.clip.load` takes it) and which set the models of a run belong to.
+
+    Places are kept as seen from the run, so that they are found from any directory, and after all of it was moved.
+    """
+    clip = _seen_from(run, Path(clip_name)) if Path(clip_name).is_dir() else clip_name
+    about = {"identity": dict(identity), "shards": _seen_from(run, shards), "set": set_digest}
+    write_json(run / RUN, {"clip": clip, **about})
 
 
 def read_run(run: Path) -> dict[str, Any]:
-    """What `write_run` wrote; where there is no run, a `HeadraceError`."""
+    """What `write_run` wrote, places as seen from here; where there is no run, a `HeadraceError`."""
     if not (run / RUN).is_file():
         raise HeadraceError(f"{run} is no run of `trainer fit`", hint="check --run, or train one first", code=MISSING)
     values: dict[str, Any] = read_json(run / RUN)
-    return values
+    return values | {key: _seen_from_here(run, values[key]) for key in ("clip", "shards")}
+
+
+def _seen_from(run: Path, place: Path) -> str:
+    return f"./{os.path.relpath(place.resolve(), run.resolve())}"
+
+
+def _seen_from_here(run: Path, name: str) -> str:
+    """A place that `_seen_from` told, below the working directory or absolute; names of CLIPs stay as they are."""
+    if not name.startswith("./"):
+        return name
+    place = (run.resolve() / name).resolve()
+    return str(place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place)

@@ -40,10 +40,10 @@ class Training(Config):
     evaluate_every: int = Field(default=500, ge=1)
 
     def on(self, rows: int) -> Training:
-        """The same for a set of so many rows: `epochs` may leave fewer steps."""
-        if self.epochs is None:
-            return self
-        return self.model_copy(update={"steps": min(self.steps, math.ceil(self.epochs * rows / self.batch))})
+        """The same for a set of so many rows: `epochs` may leave fewer steps, of which a tenth at most is warm-up."""
+        steps = self.steps if self.epochs is None else min(self.steps, math.ceil(self.epochs * rows / self.batch))
+        warmup = self.warmup if steps == self.steps else min(self.warmup, steps // 10)
+        return self.model_copy(update={"steps": steps, "warmup": warmup})
 
 
 class Task(Protocol):

@@ -22,7 +22,7 @@ from trainer.cascade import DEFAULT, How, Words, decoder_denoise, decoder_noise,
 from trainer.decoder import Decoder
 from trainer.prior import Prior
 from trainer.sampling import Keep, keep_nothing, known, noise_for, seed_for, slerp
-from trainer.saved import RUN, WEIGHTS, Name, load_model, read_run
+from trainer.saved import RUN, Name, is_saved, load_model, read_run
 from trainer.upsampler import Upsampler, shrunk
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def load(run: Path, clip: str | None = None, device: str = "auto") -> UnClip:
         raise HeadraceError(f"{run} was not trained with the CLIP {wrapper.name}", hint=hint, code=REFUSED)
 
     def part(name: Name) -> object:
-        return load_model(run, name, wrapper.device)[0] if (run / name / WEIGHTS).is_file() else None
+        return load_model(run, name, wrapper.device)[0] if is_saved(run, name) else None
 
     prior, upsampler = cast("Prior | None", part("prior")), cast("Upsampler | None", part("upsampler"))
     decoder = cast(Decoder, load_model(run, "decoder", wrapper.device)[0])
@@ -184,9 +184,9 @@ class UnClip:
         """
         height, width = paint.shape
         square = replace(self.clip.preprocess, height=self.side, width=self.side, resize_mode="squash")
-        mask = np.repeat(paint[..., None], 3, axis=2).astype(np.uint8) * 255
         known = (square(picture)[None].float() / 127.5 - 1).to(self._device)
-        scene = Scene(known, (square(mask)[None, :1] > 63).to(self._device))
+        cells = F.adaptive_max_pool2d(torch.from_numpy(paint)[None, None].float(), self.side) > 0
+        scene = Scene(known, cells.to(self._device))
         drawn = self._best(self.words([text] * len(seeds)), seeds, n, how, scene)
         back = replace(square, height=height, width=width)
         large = np.stack([back(one).permute(1, 2, 0).numpy() for one in drawn])

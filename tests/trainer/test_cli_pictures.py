@@ -99,6 +99,15 @@ def test_the_rest(run: Path, call: Call, picture: Path, tmp_path: Path) -> None:
     assert np.array_equal(painted[8:], read_picture(picture)[8:]) and not np.array_equal(painted, read_picture(picture))
 
 
+def test_a_single_picture_of_a_way_is_its_middle_or_as_far_as_asked(
+    run: Path, call: Call, picture: Path, tmp_path: Path
+) -> None:
+    options = ("--run", run, "--steps", 1, "--count", 1, "--out", tmp_path / "out")
+    assert call("blend", picture, tmp_path / "b.png", *options)[0] == 0
+    assert call("edit", picture, "--from", "a red circle", "--to", "a blue circle", "--furthest", 0.3, *options)[0] == 0
+    assert names(tmp_path / "out") == ["blend-00-0.500.png", "edit-00-0.300.png", "grid.png"]
+
+
 def test_pictures_go_into_the_newest_run(
     run: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

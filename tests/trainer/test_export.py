@@ -93,7 +93,7 @@ def write_untrained(folder: Path, clip: Clip, config: str, changes: Sequence[str
         model = build(model_config, tiny.sizes(clip))
         tiny.stirred(model)
         save_model(folder / name, model_config, tiny.sizes(clip), model.state_dict(), {"step": 12, "loss": 0.25})
-    write_run(folder, "mini", clip.identity, "data/curated")
+    write_run(folder, "mini", clip.identity, Path("data/curated"), "")
     return folder
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +25,8 @@ from trainer.decoder import DecoderConfig
 from trainer.fit import RunConfig, fit
 from trainer.loop import STATE
 from trainer.prior import PriorConfig
-from trainer.saved import NAMES, WEIGHTS, load_model, read_run
+from trainer.saved import NAMES, WEIGHTS, load_model, read_run, write_run
+from trainer.task import Training
 from trainer.upsampler import UpsamplerConfig
 
 
@@ -43,10 +46,21 @@ def test_a_run_holds_models_states_figures_and_samples(fitted: Path, clip: Clip)
         names = {key for line in lines for key in line}
         assert {"loss", "samples_per_s", "mfu", "waiting", "held_out/loss_t50", "held_out/raw_loss_t50"} <= names
         assert list((fitted / name / "tensorboard").iterdir())
+        assert json.loads((fitted / name / "config.json").read_text())["training"]["seed"] == 0
         assert bool(list((fitted / name).glob("samples/*.png"))) == (name != "prior")
     assert {"cosine/mean", "cosine/linear", "cosine/one_step", "cosine/sampled"} <= set(
         json.loads((fitted / "prior" / "metrics.jsonl").read_text().splitlines()[-1])
     )
+
+
+def test_fewer_steps_leave_a_shorter_warm_up() -> None:
+    training = Training(batch=8, steps=1000, warmup=100, epochs=2)
+    assert [(on.steps, on.warmup) for on in map(training.on, (16, 400, 1200, 10_000))] == [
+        (4, 0),
+        (100, 10),
+        (300, 30),
+        (1000, 100),
+    ]
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(0.6, 2), (1, 2), (1.5, 3), (9, 3)])
@@ -242,6 +256,58 @@ def test_what_cannot_be_trained_on_is_one_sentence(shards: Path, tmp_path: Path,
         fit(run(shards, tmp_path / "j", config=odd, only=("upsampler",)), silent)
 
 
+def test_a_decoder_and_an_upsampler_that_do_not_fit_each_other_are_refused_before_training(
+    shards: Path, fitted: Path, tmp_path: Path
+) -> None:
+    small = parse_config(RunConfig, {**TINY, "decoder": {**TINY["decoder"], "side": 8, "attention": []}}, "small")
+    with pytest.raises(
+        HeadraceError, match=r"decoder\.side is 8, but the upsampler takes 16 \(its side 32 / "
+    ) as caught:
+        fit(run(shards, tmp_path / "a", config=small), silent)
+    assert "upsampler.factor" in str(caught.value.hint) and not (tmp_path / "a").exists()
+    shutil.copytree(fitted / "upsampler", tmp_path / "b" / "upsampler")  # trained before
+    with pytest.raises(HeadraceError, match=r"decoder\.side is 8, but"):
+        fit(run(shards, tmp_path / "b", config=small, only=("decoder",)), silent)
+    assert fit(run(shards, tmp_path / "c", config=small, only=("decoder",)), silent)
+
+
+def test_a_set_of_one_caption_can_be_trained_on(tmp_path: Path, clip: Clip) -> None:
+    one = write_packed(tmp_path / "one", ["a photo of sks dog"] * 16, clip=clip)
+    assert fit(run(one, tmp_path / "run", only=("prior",)), silent)
+    linear = parse_config(RunConfig, {"prior": {"kind": "linear"}}, "linear")
+    lines: list[str] = []
+    assert fit(run(one, tmp_path / "linear", config=linear, only=("prior",)), lines.append)
+    figures = dict(re.findall(r"cosine/(\w+) (\S+)", lines[-1]))
+    assert figures["linear"] == figures["mean"]  # its text tells nothing
+
+
+def test_models_of_two_sets_do_not_share_a_run(shards: Path, tmp_path: Path, clip: Clip) -> None:
+    assert fit(run(shards, tmp_path / "run", only=("prior",)), silent)
+    before = (tmp_path / "run/run.json").read_text()
+    other = write_packed(tmp_path / "other", rows=12, clip=clip)
+    with pytest.raises(HeadraceError, match="holds models of another set") as caught:
+        fit(run(other, tmp_path / "run", only=("decoder",)), silent)
+    assert caught.value.code == 4 and (tmp_path / "run/run.json").read_text() == before
+
+
+def test_a_run_finds_its_set_and_its_clip_from_anywhere(
+    clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another directory, and after the directory that holds all of them was moved."""
+    (tmp_path / "here/elsewhere").mkdir(parents=True)
+    (tmp_path / "here/clip").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_run(Path("runs/a"), "clip", clip.identity, Path("data/curated"), "")
+    said = read_run(Path("runs/a"))
+    assert (said["clip"], said["shards"]) == ("clip", "data/curated")
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "there/elsewhere")
+    said = read_run(Path("../runs/a"))
+    assert Path(said["clip"]) == tmp_path / "there/clip" and Path(said["shards"]) == tmp_path / "there/data/curated"
+    write_run(Path("named"), "mini", clip.identity, Path("data/curated"), "")
+    assert read_run(Path("named"))["clip"] == "mini"
+
+
 def test_what_can_be_seen_before_training_is_said_before_it(shards: Path, tmp_path: Path, clip: Clip) -> None:
     lost = write_packed(tmp_path / "lost", clip=clip)
     (lost / "val" / "00000.tar").unlink()
@@ -273,8 +339,6 @@ def test_a_linear_prior_is_not_overwritten_unasked(shards: Path, tmp_path: Path)
 
 
 def test_a_damaged_model_is_named(fitted: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(fitted / "decoder", tmp_path / "decoder")
     (tmp_path / "decoder" / WEIGHTS).write_bytes(b"garbage")
     with pytest.raises(HeadraceError, match="does not fit its config") as caught:

@@ -279,6 +279,37 @@ def test_rows_that_cannot_be_read_end_the_run_and_keep_what_was_learned(tmp_path
     assert_equal_states(tmp_path / "whole", tmp_path / "a")
 
 
+def test_batches_that_are_read_ahead_are_the_same_and_so_after_a_stop(tmp_path: Path) -> None:
+    """As on a GPU, where a stopped run has read more than it learned from."""
+    train(tmp_path / "whole")
+    for calls in range(3):
+        deadline = None if calls == 2 else 0.0
+        loop = Loop(Toy(), plan(tmp_path / "ahead", resume=calls > 0, deadline=deadline), CPU, lambda line: None)
+        loop.ahead = 2
+        assert loop.run() == (deadline is None)
+    assert_equal_states(tmp_path / "whole", tmp_path / "ahead")
+
+
+def test_a_long_wait_for_the_next_figures_leaves_states_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seconds, step in ((0.0, 6), (600.0, 5)):  # figures come after 5
+        monkeypatch.setattr("trainer.loop.SAVE_EVERY", seconds)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(tmp_path / str(seconds), Toy(dies_at=1 + 6 * 4 + 2 * 5 * 3 + 1))
+        assert state(tmp_path / str(seconds))[1] == step
+
+
+def test_a_resumed_run_loses_no_point_of_its_curves(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path, Toy(dies_at=1 + 5 * 4 + 2 * 5 * 3 + 1))  # just after the figures of step 5
+    train(tmp_path, resume=True)
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [point.step for point in curves.Scalars("figure")] == [5, 10, 12]
+
+
 def test_a_line_of_metrics_that_was_cut_short_is_dropped(tmp_path: Path) -> None:
     train(tmp_path / "whole")
     train(tmp_path / "a", deadline=0.0)

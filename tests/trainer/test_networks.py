@@ -133,6 +133,11 @@ def test_the_empty_text_as_itself_is_the_null() -> None:
     torch.testing.assert_close(model(x, T, image, *empty, YES, YES), model(x, T, image, tokens, mask, YES, NO))
 
 
+def test_ridge_of_inputs_that_are_all_the_same_answers_the_mean() -> None:
+    outputs = torch.randn((6, 3), generator=torch.Generator().manual_seed(0))
+    assert not ridge(torch.zeros(6, 4), outputs).any()
+
+
 def test_ridge_finds_a_linear_map_and_shrinks_it() -> None:
     generator = torch.Generator().manual_seed(0)
     x, true = torch.randn(400, 6, generator=generator), torch.randn(5, 6, generator=generator)

@@ -15,14 +15,15 @@ def test_orthogonal_keeps_the_singular_vectors_and_levels_the_values(
     shape: tuple[int, int], half: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.optim.half_precision", lambda device: half)  # as on CPUs with bfloat16 and without
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
-    factor = orthogonal(matrix)
-    assert factor.dtype == (torch.bfloat16 if half else torch.float32)
-    inside = u.T @ factor.float() @ vh.T  # diagonal, near the identity
-    values = inside.diag()
-    assert (values > 0.5).all() and (values < 1.4).all()
-    assert (inside - values.diag()).abs().max() < 0.1
+    matrices = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
+    factors = orthogonal(matrices * torch.tensor([1.0, 1e-3])[:, None, None])  # whatever the size of each
+    assert factors.dtype == (torch.bfloat16 if half else torch.float32)
+    for matrix, factor in zip(matrices, factors, strict=True):
+        u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+        inside = u.T @ factor.float() @ vh.T  # diagonal, near the identity
+        values = inside.diag()
+        assert (values > 0.5).all() and (values < 1.4).all()
+        assert (inside - values.diag()).abs().max() < 0.1
 
 
 def test_plain_groups_step_as_torchs_adamw_does() -> None:

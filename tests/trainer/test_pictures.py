@@ -31,6 +31,17 @@ def test_pictures_are_upright_and_on_white(tmp_path: Path) -> None:
     assert read_picture(tmp_path / "palette.gif").shape == (4, 4, 3)
 
 
+def test_grey_of_16_bits_is_read_whole_and_of_32_refused(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    for name in ("ramp.png", "ramp.tiff"):
+        Image.fromarray(ramp).save(tmp_path / name)
+        assert np.array_equal(read_picture(tmp_path / name)[..., 1], np.arange(256).reshape(16, 16))
+    Image.fromarray(ramp.astype(np.float32) / 65535).save(tmp_path / "float.tiff")
+    with pytest.raises(HeadraceError, match=r"float\.tiff holds numbers of 32 bits") as caught:
+        read_picture(tmp_path / "float.tiff")
+    assert "PNG" in str(caught.value.hint)
+
+
 def test_what_is_no_picture_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("<html>")
     write_png(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8), {})

@@ -86,5 +86,5 @@ def write_whole_run(folder: Path, clip: Clip, name: str = "mini") -> Path:
     save_model(folder / "prior", PRIOR, sizes(clip), imagines.state_dict(), {})
     save_model(folder / "decoder", draws.config, sizes(clip), draws.state_dict(), {})
     save_model(folder / "upsampler", enlarges.config, sizes(clip), enlarges.state_dict(), {})
-    write_run(folder, name, clip.identity, "nowhere/curated")
+    write_run(folder, name, clip.identity, Path("nowhere/curated"), "")
     return folder
