@@ -18,6 +18,9 @@ class Sizes(Config):
     null: int = Field(ge=1)  # tokens of the empty text, both end marks included
 
 
+HARDLY = 1e-4  # standard deviation of a dimension of unit vectors that is rounding
+
+
 class Whitening(nn.Module):
     """Vectors as deviations from a stored mean, in units of a stored standard deviation, dimension by dimension."""
 
@@ -33,7 +36,7 @@ class Whitening(nn.Module):
         """Take mean and deviation from vectors (N, width); a dimension that hardly varies keeps a unit."""
         std, mean = torch.std_mean(vectors.double(), dim=0, correction=0)
         self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 1e-4, std, 1.0))
+        self.std.copy_(torch.where(std > HARDLY, std, 1.0))
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Vectors (…, width), whitened."""

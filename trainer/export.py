@@ -145,7 +145,7 @@ Prompts with typographic quotes or broken encodings are read as in training only
 
 - CLIP: {identity["name"]}, {identity["dimension"]} dimensions, weights sha256 `{identity["weights_sha256"]}`;
   of it the text tower and tokenizer are here, as transformers has them
-- data: {said["shards"]}
+- data: {"/".join(Path(said["shards"]).parts[-2:])}
 
 {table}
 

@@ -219,19 +219,21 @@ def _check_same_clip(out: Path, clip: Clip) -> None:
 
 def _check_same_set(run: FitRun, set_digest: str) -> None:
     """They learned from one set, so that samples are compared with the pictures that were learned from."""
-    there = saved.read_run(run.out).get("set") if (run.out / saved.RUN).is_file() else None
-    if there not in (None, set_digest):
+    begun = any((run.out / name / file).is_file() for name in NAMES for file in (saved.WEIGHTS, STATE))
+    if begun and (run.out / saved.RUN).is_file() and saved.read_run(run.out).get("set", set_digest) != set_digest:
         raise HeadraceError(f"{run.out} holds models of another set", hint="give another --out", code=REFUSED)
 
 
 def _check_cascade(run: FitRun) -> None:
     """What the decoder draws must be what the upsampler takes, be they trained now or before."""
+    if run.only == ("prior",):
+        return
     decoder, upsampler = _known("decoder", run), _known("upsampler", run)
     if not isinstance(decoder, DecoderConfig) or not isinstance(upsampler, UpsamplerConfig):
         return
     if upsampler.small != decoder.side:
         takes = f"the upsampler takes {upsampler.small} (its side {upsampler.side} / its factor {upsampler.factor})"
-        hint = "change upsampler.side or upsampler.factor, or decoder.side"
+        hint = "change what is trained now of decoder.side, upsampler.side and upsampler.factor"
         raise HeadraceError(f"decoder.side is {decoder.side}, but {takes}", hint=hint)
 
 

@@ -26,7 +26,7 @@ class Log:
         self._path = path
         with _told(path):
             self._file = path.open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Append one line; on a full disk a `HeadraceError`."""

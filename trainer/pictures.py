@@ -37,7 +37,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     picture = _open(path)
     if picture.mode in ("I", "F"):
         hint = "save it as a PNG of 8 or 16 bits"
-        raise HeadraceError(f"{path} holds numbers of 32 bits, of which none is known to be white", hint=hint)
+        raise HeadraceError(f"{path} holds numbers of which none is known to be white", hint=hint)
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:

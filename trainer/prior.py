@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.base import Config
-from trainer.conditions import NullText, Sizes, Whitening
+from trainer.conditions import HARDLY, NullText, Sizes, Whitening
 from trainer.layers import TimeEmbedding, TransformerBlock, zeroed
 
 RIDGE = 1e-3  # of the mean eigenvalue
@@ -197,9 +197,11 @@ def build_prior(config: PriorConfig, sizes: Sizes) -> Prior:
 def ridge(inputs: Tensor, outputs: Tensor, share: float = RIDGE) -> Tensor:
     """W (D, D') that minimises Σ|y - W x|² + λ|W|² over rows of inputs (N, D') and outputs (N, D), both centred.
 
-    λ is `share` of the mean eigenvalue of XᵀX. W = YᵀX (XᵀX + λI)⁻¹ (Hoerl and Kennard 1970), in float64.
+    λ is `share` of the mean eigenvalue of XᵀX. W = YᵀX (XᵀX + λI)⁻¹ (Hoerl and Kennard 1970), in float64. Dimensions
+    that hardly vary, where `Whitening` keeps a unit, are rounding and explain nothing.
     """
     x, y = inputs.double(), outputs.double()
+    x = x * (x.square().mean(0) > HARDLY**2)
     return ridge_of(x.T @ x, x.T @ y, share)
 
 

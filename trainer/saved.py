@@ -93,9 +93,11 @@ def load_model(run: Path, name: Name, device: str | Any = "cpu") -> tuple[nn.Mod
 def write_run(run: Path, clip_name: str, identity: Mapping[str, Any], shards: Path, set_digest: str) -> None:
     """Say which CLIP (as `pipeline.clip.load` takes it) and which set the models of a run belong to.
 
-    Places are kept as seen from the run, so that they are found from any directory, and after all of it was moved.
+    Relative places are kept as seen from the run, so that they are found from any directory, and after all of it was
+    moved.
     """
-    clip = _seen_from(run, Path(clip_name)) if Path(clip_name).is_dir() else clip_name
+    folder = Path(clip_name.removeprefix("local-dir:"))
+    clip = _seen_from(run, folder) if clip_name != "mini" and folder.is_dir() else clip_name
     about = {"identity": dict(identity), "shards": _seen_from(run, shards), "set": set_digest}
     write_json(run / RUN, {"clip": clip, **about})
 
@@ -105,16 +107,14 @@ def read_run(run: Path) -> dict[str, Any]:
     if not (run / RUN).is_file():
         raise HeadraceError(f"{run} is no run of `trainer fit`", hint="check --run, or train one first", code=MISSING)
     values: dict[str, Any] = read_json(run / RUN)
-    return values | {key: _seen_from_here(run, values[key]) for key in ("clip", "shards")}
+    seen = {key: _seen_from_here(run, values[key]) for key in ("clip", "shards")}
+    return values | (seen if "set" in values else {})  # runs of earlier versions hold places as they were typed
 
 
 def _seen_from(run: Path, place: Path) -> str:
-    return f"./{os.path.relpath(place.resolve(), run.resolve())}"
+    return str(place) if place.is_absolute() else f"./{os.path.relpath(place, run)}"
 
 
 def _seen_from_here(run: Path, name: str) -> str:
-    """A place that `_seen_from` told, below the working directory or absolute; names of CLIPs stay as they are."""
-    if not name.startswith("./"):
-        return name
-    place = (run.resolve() / name).resolve()
-    return str(place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place)
+    """A place that `_seen_from` told, as a path from the working directory; all else stays as it is."""
+    return os.path.relpath(run / name) if name.startswith("./") else name

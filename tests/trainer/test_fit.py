@@ -288,6 +288,9 @@ def test_models_of_two_sets_do_not_share_a_run(shards: Path, tmp_path: Path, cli
     with pytest.raises(HeadraceError, match="holds models of another set") as caught:
         fit(run(other, tmp_path / "run", only=("decoder",)), silent)
     assert caught.value.code == 4 and (tmp_path / "run/run.json").read_text() == before
+    for file in (WEIGHTS, STATE):  # stopped before anything was kept: nothing is mixed
+        (tmp_path / "run/prior" / file).unlink()
+    assert fit(run(other, tmp_path / "run", only=("prior",)), silent)
 
 
 def test_a_run_finds_its_set_and_its_clip_from_anywhere(
@@ -303,9 +306,17 @@ def test_a_run_finds_its_set_and_its_clip_from_anywhere(
     (tmp_path / "here").rename(tmp_path / "there")
     monkeypatch.chdir(tmp_path / "there/elsewhere")
     said = read_run(Path("../runs/a"))
-    assert Path(said["clip"]) == tmp_path / "there/clip" and Path(said["shards"]) == tmp_path / "there/data/curated"
-    write_run(Path("named"), "mini", clip.identity, Path("data/curated"), "")
-    assert read_run(Path("named"))["clip"] == "mini"
+    assert (said["clip"], said["shards"]) == ("../clip", "../data/curated")
+    Path("mini").mkdir()
+    for name, kept in (("mini", "mini"), ("local-dir:../clip", "../clip"), ("ViT-B-32:openai", "ViT-B-32:openai")):
+        write_run(Path("run"), name, clip.identity, tmp_path / "set", "")
+        said = read_run(Path("run"))
+        assert (said["clip"], said["shards"]) == (kept, str(tmp_path / "set"))  # an absolute place stays
+
+
+def test_a_run_of_an_earlier_version_is_read_as_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"clip": "./a", "identity": {}, "shards": "data/curated"}))
+    assert read_run(tmp_path) == {"clip": "./a", "identity": {}, "shards": "data/curated"}
 
 
 def test_what_can_be_seen_before_training_is_said_before_it(shards: Path, tmp_path: Path, clip: Clip) -> None:

@@ -135,7 +135,9 @@ def test_the_empty_text_as_itself_is_the_null() -> None:
 
 def test_ridge_of_inputs_that_are_all_the_same_answers_the_mean() -> None:
     outputs = torch.randn((6, 3), generator=torch.Generator().manual_seed(0))
-    assert not ridge(torch.zeros(6, 4), outputs).any()
+    inputs = torch.randn((6, 4), generator=torch.Generator().manual_seed(1))
+    assert not ridge(torch.zeros(6, 4), outputs).any() and not ridge(1e-5 * inputs, outputs).any()
+    assert bool(ridge(inputs, outputs).any())
 
 
 def test_ridge_finds_a_linear_map_and_shrinks_it() -> None:
