@@ -163,7 +163,10 @@ class Client:
                     return self._read_body(response, picture)
                 location = response.headers.get("Location")
                 if response.status not in _REDIRECTS or location is None:
-                    raise FetchError(f"http_{response.status}", retry_after=_retry_after(response))
+                    asked = _retry_after(response)
+                    if asked is not None and response.status in _BUSY:  # before its turn ends and another process asks
+                        self._limits.hold(_host(trip.url), asked, response.status)
+                    raise FetchError(f"http_{response.status}", retry_after=asked)
             trip.url = _next_hop(trip.url, location)
             hops = self._config.max_redirects if picture else max(5, self._config.max_redirects)
             if trip.url in seen or len(seen) > hops:
