@@ -22,7 +22,7 @@ from trainer.cascade import DEFAULT, How, Words, decoder_denoise, decoder_noise,
 from trainer.decoder import Decoder
 from trainer.prior import Prior
 from trainer.sampling import Keep, keep_nothing, known, noise_for, seed_for, slerp
-from trainer.saved import RUN, Name, is_saved, load_model, read_run
+from trainer.saved import RUN, WEIGHTS, Name, load_model, read_run
 from trainer.upsampler import Upsampler, shrunk
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def load(run: Path, clip: str | None = None, device: str = "auto") -> UnClip:
         raise HeadraceError(f"{run} was not trained with the CLIP {wrapper.name}", hint=hint, code=REFUSED)
 
     def part(name: Name) -> object:
-        return load_model(run, name, wrapper.device)[0] if is_saved(run, name) else None
+        return load_model(run, name, wrapper.device)[0] if (run / name / WEIGHTS).is_file() else None
 
     prior, upsampler = cast("Prior | None", part("prior")), cast("Upsampler | None", part("upsampler"))
     decoder = cast(Decoder, load_model(run, "decoder", wrapper.device)[0])
