@@ -181,7 +181,7 @@ def blend(
 
     ends = read_picture(a), read_picture(b)
     run, unclip = _open(run, clip, out, count)
-    weights = [number / (count - 1) for number in range(count)] if count > 1 else [0.5]
+    weights = _spread(count, 1, alone=0.5)
     drawn = unclip.blend(*ends, weights, seed, _how(steps, None))
     row = {f"blend-{number:02d}-{weights[number]:.3f}": one for number, one in enumerate(drawn)}
     _write(out or _fresh(run, "blend"), {f"{a.name} to {b.name}": row}, [f"{weight:.2f}" for weight in weights])
@@ -205,7 +205,7 @@ def edit(
 
     given = read_picture(picture)
     run, unclip = _open(run, clip, out, count)
-    angles = [furthest * number / (count - 1) for number in range(count)] if count > 1 else [furthest]
+    angles = _spread(count, furthest, alone=furthest)
     drawn = unclip.edit(given, before, after, angles, seed, _how(steps, None))
     row = {f"edit-{number:02d}-{angles[number]:.3f}": one for number, one in enumerate(drawn)}
     _write(out or _fresh(run, "edit"), {f"{before} → {after}": row}, [f"{angle:.2f}" for angle in angles])
@@ -331,6 +331,11 @@ def _how(steps: int | None, guidance: float | None) -> How:
 
     how = DEFAULT if steps is None else replace(DEFAULT, steps=steps)
     return how if guidance is None else replace(how, image_guidance=guidance, text_guidance=guidance)
+
+
+def _spread(count: int, last: float, alone: float) -> list[float]:
+    """`count` numbers from 0 to `last`, evenly; where there is only one, `alone`."""
+    return [last * number / (count - 1) for number in range(count)] if count > 1 else [alone]
 
 
 def _fresh(run: Path, command: str) -> Path:

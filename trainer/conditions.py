@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from pipeline.base import Config
 
+HARDLY = 1e-4  # standard deviation of a dimension of unit vectors that is rounding
+
 
 class Sizes(Config):
     """What a CLIP fixes about the networks that are conditioned on it."""
@@ -16,9 +18,6 @@ class Sizes(Config):
     token: int = Field(ge=1)  # width of its text token states
     context: int = Field(ge=2)  # tokens per text
     null: int = Field(ge=1)  # tokens of the empty text, both end marks included
-
-
-HARDLY = 1e-4  # standard deviation of a dimension of unit vectors that is rounding
 
 
 class Whitening(nn.Module):

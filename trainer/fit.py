@@ -26,7 +26,7 @@ from trainer.loop import STATE, Loop, any_process, check_batch, is_done, is_late
 from trainer.prior import PriorConfig
 from trainer.saved import NAMES, Name, write_run
 from trainer.sets import Sets, Split
-from trainer.sizes import check_sizes
+from trainer.sizes import check_sizes, misfit
 from trainer.speed import half_precision
 from trainer.task import Place, Plan, Training
 from trainer.tasks import DecoderTask, PriorTask, UpsamplerTask
@@ -108,9 +108,10 @@ def fit(run: FitRun, say: Say) -> bool:
         for name in run.only:
             check_sizes(_model(name, run.config))
         _check_cascade(run)
-        plans = {name: _plan(name, run, sets, deadline) for name in run.only}
+        about_set = read_json(run.shards / "dataset.json")
+        plans = {name: _plan(name, run, sets, about_set, deadline) for name in run.only}
         done = {name for name, plan in plans.items() if is_done(plan)}  # raises where a state is of another run
-        set_digest = digest(read_json(run.shards / "dataset.json"))
+        set_digest = digest(about_set)
         _check_same_set(run, set_digest)
         _check_ahead({name: plan for name, plan in plans.items() if name not in done}, run.config, sets, place)
         if place.leads:
@@ -129,14 +130,14 @@ def _check_ahead(plans: Mapping[Name, Plan], config: RunConfig, sets: Sets, plac
             check_tars(split.packed)
 
 
-def _plan(name: Name, run: FitRun, sets: Sets, deadline: float | None) -> Plan:
+def _plan(name: Name, run: FitRun, sets: Sets, about_set: Mapping[str, Any], deadline: float | None) -> Plan:
     """How one model is trained, and the digest of all that its state depends on."""
     section = getattr(run.config, name)
     about = {
         "config": section.model_dump(mode="json"),
         "data": run.config.data.model_dump(mode="json"),
         "seed": run.seed,
-        "set": read_json(run.shards / "dataset.json"),
+        "set": about_set,
         "clip": _nameless(sets.clip.identity),
     }
     training = section.training.on(len(sets.train.rows))
@@ -231,10 +232,9 @@ def _check_cascade(run: FitRun) -> None:
     decoder, upsampler = _known("decoder", run), _known("upsampler", run)
     if not isinstance(decoder, DecoderConfig) or not isinstance(upsampler, UpsamplerConfig):
         return
-    if upsampler.small != decoder.side:
-        takes = f"the upsampler takes {upsampler.small} (its side {upsampler.side} / its factor {upsampler.factor})"
+    if why := misfit(decoder, upsampler):
         hint = "change what is trained now of decoder.side, upsampler.side and upsampler.factor"
-        raise HeadraceError(f"decoder.side is {decoder.side}, but {takes}", hint=hint)
+        raise HeadraceError(why, hint=hint)
 
 
 def _known(name: Name, run: FitRun) -> Config | None:

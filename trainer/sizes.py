@@ -1,4 +1,4 @@
-"""Whether the sizes in a model's config go together: said before anything is trained. It builds nothing."""
+"""Whether the sizes in models' configs go together: said before anything is trained or drawn. It builds nothing."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ def check_sizes(config: Config) -> None:
     elif isinstance(config, DecoderConfig):
         _check_multiple("decoder.side", config.side, config.multiple)
         _check_unet("decoder", config, config.side)
+
+
+def misfit(decoder: DecoderConfig, upsampler: UpsamplerConfig) -> str | None:
+    """Why the upsampler cannot take what the decoder draws, as a sentence; None where it can."""
+    if upsampler.small == decoder.side:
+        return None
+    takes = f"the upsampler takes {upsampler.small} (its side {upsampler.side} / its factor {upsampler.factor})"
+    return f"decoder.side is {decoder.side}, but {takes}"
 
 
 def _check_prior(config: PriorConfig) -> None:

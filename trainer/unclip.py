@@ -23,6 +23,7 @@ from trainer.decoder import Decoder
 from trainer.prior import Prior
 from trainer.sampling import Keep, keep_nothing, known, noise_for, seed_for, slerp
 from trainer.saved import RUN, WEIGHTS, Name, load_model, read_run
+from trainer.sizes import misfit
 from trainer.upsampler import Upsampler, shrunk
 
 if TYPE_CHECKING:
@@ -53,10 +54,9 @@ def load(run: Path, clip: str | None = None, device: str = "auto") -> UnClip:
 
     prior, upsampler = cast("Prior | None", part("prior")), cast("Upsampler | None", part("upsampler"))
     decoder = cast(Decoder, load_model(run, "decoder", wrapper.device)[0])
-    if upsampler is not None and upsampler.config.small != decoder.config.side:
-        sides = f"takes {upsampler.config.small} pixels a side, its decoder draws {decoder.config.side}"
+    if upsampler is not None and (why := misfit(decoder.config, upsampler.config)):
         hint = "train one of them again with the other's size"
-        raise HeadraceError(f"the upsampler of {run} {sides}", hint=hint, code=REFUSED)
+        raise HeadraceError(f"the models of {run} do not go together: {why}", hint=hint, code=REFUSED)
     return UnClip(wrapper, prior, decoder, upsampler)
 
 

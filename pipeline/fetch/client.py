@@ -137,16 +137,11 @@ class Client:
                 return self._follow(trip, target, picture)
             except FetchError as error:
                 last = error
-                known = error.retry_after == math.inf  # said before: the host has not answered anew
-                busy = trip.status in _BUSY and error.code == f"http_{trip.status}" and not known
-                asked = error.retry_after if busy or known else None
-                pause = backoff(target, retry) if asked is None else asked
-                if busy:
-                    self._limits.hold(_host(trip.url), pause, trip.status or 0)
+                pause = backoff(target, retry) if error.retry_after is None else error.retry_after
                 out_of_reach = trip.time_left <= 0 or pause > trip.wait_left
                 if error.code not in _TRANSIENT or retry == self._config.retries or out_of_reach:
                     break
-                if not busy:  # the hold makes the next turn wait
+                if error.retry_after is None:  # else the next turn at that host waits
                     trip.wait_left -= pause
                     time.sleep(pause)
         raise last
@@ -163,10 +158,7 @@ class Client:
                     return self._read_body(response, picture)
                 location = response.headers.get("Location")
                 if response.status not in _REDIRECTS or location is None:
-                    asked = _retry_after(response)
-                    if asked is not None and response.status in _BUSY:  # before its turn ends and another process asks
-                        self._limits.hold(_host(trip.url), asked, response.status)
-                    raise FetchError(f"http_{response.status}", retry_after=asked)
+                    raise FetchError(f"http_{response.status}")
             trip.url = _next_hop(trip.url, location)
             hops = self._config.max_redirects if picture else max(5, self._config.max_redirects)
             if trip.url in seen or len(seen) > hops:
@@ -175,7 +167,10 @@ class Client:
 
     @contextmanager
     def _response(self, trip: _Trip, picture: bool) -> Iterator[urllib3.BaseHTTPResponse]:
-        """A response whose headers do not opt out. The host's turn is held, and the clock runs, meanwhile."""
+        """A response whose headers do not opt out, of a host that is not busy.
+
+        The host's turn is held, and the clock runs, meanwhile.
+        """
         try:
             with self._limits.turn(_host(trip.url), trip.wait_left) as waited:
                 trip.wait_left -= waited
@@ -187,6 +182,9 @@ class Client:
                     with _server_errors():
                         response = self._request(trip.url)
                         self._note(trip, response, picture)
+                    if response.status in _BUSY:
+                        raise FetchError(f"http_{response.status}", retry_after=self._leave_alone(trip, response))
+                    with _server_errors():
                         yield response
                 finally:
                     trip.time_left -= time.monotonic() - start
@@ -196,6 +194,16 @@ class Client:
             trip.status = error.status or trip.status
             code = f"http_{error.status}" if error.status else "timeout"
             raise FetchError(code, f"the host asks to wait: {error}", retry_after=math.inf) from None
+
+    def _leave_alone(self, trip: _Trip, response: urllib3.BaseHTTPResponse) -> float:
+        """Hold a busy host for as long as it asks, else for our own backoff; returns those seconds.
+
+        It is done within its turn, before another process asks it.
+        """
+        asked = _retry_after(response)
+        pause = backoff(trip.url, trip.attempts - 1) if asked is None else asked
+        self._limits.hold(_host(trip.url), pause, response.status)
+        return pause
 
     def _request(self, url: str) -> urllib3.BaseHTTPResponse:
         parts = urlsplit(url)

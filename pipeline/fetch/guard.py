@@ -70,7 +70,7 @@ _PATTERN: Final = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[?[0-9a-f:]+\
 
 
 class FetchError(Exception):
-    """One fetch failed: `code` is a stable token, `detail` says more, `retry_after` is the server's wish in seconds."""
+    """One fetch failed: `code` is a stable token, `detail` says more, `retry_after`: seconds its host is left alone."""
 
     def __init__(self, code: str, detail: str = "", retry_after: float | None = None) -> None:
         super().__init__(f"{code}: {detail}" if detail else code)

@@ -181,6 +181,15 @@ def test_another_clip_is_refused(run: Path, call: Call, tmp_path: Path) -> None:
     assert code == 4 and "not trained with the CLIP mini" in err and "--clip" in err
 
 
+def test_an_upsampler_for_another_decoder_is_refused(run: Path, call: Call, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    said = json.loads((other / "upsampler/config.json").read_text())
+    said["config"]["factor"] *= 2
+    (other / "upsampler/config.json").write_text(json.dumps(said))
+    code, _, err = call("sample", "a red circle", "--run", other)
+    assert code == 4 and "do not go together: decoder.side is" in err and "its factor" in err
+
+
 @pytest.mark.parametrize("command", ["sample", "vary", "blend", "edit", "inpaint"])
 def test_help_imports_nothing_heavy(command: str) -> None:
     code = (

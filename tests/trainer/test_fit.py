@@ -25,8 +25,7 @@ from trainer.decoder import DecoderConfig
 from trainer.fit import RunConfig, fit
 from trainer.loop import STATE
 from trainer.prior import PriorConfig
-from trainer.saved import NAMES, WEIGHTS, load_model, read_run, write_run
-from trainer.task import Training
+from trainer.saved import NAMES, WEIGHTS, load_model, read_run
 from trainer.upsampler import UpsamplerConfig
 
 
@@ -51,16 +50,6 @@ def test_a_run_holds_models_states_figures_and_samples(fitted: Path, clip: Clip)
     assert {"cosine/mean", "cosine/linear", "cosine/one_step", "cosine/sampled"} <= set(
         json.loads((fitted / "prior" / "metrics.jsonl").read_text().splitlines()[-1])
     )
-
-
-def test_fewer_steps_leave_a_shorter_warm_up() -> None:
-    training = Training(batch=8, steps=1000, warmup=100, epochs=2)
-    assert [(on.steps, on.warmup) for on in map(training.on, (16, 400, 1200, 10_000))] == [
-        (4, 0),
-        (100, 10),
-        (300, 30),
-        (1000, 100),
-    ]
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(0.6, 2), (1, 2), (1.5, 3), (9, 3)])
@@ -291,32 +280,6 @@ def test_models_of_two_sets_do_not_share_a_run(shards: Path, tmp_path: Path, cli
     for file in (WEIGHTS, STATE):  # stopped before anything was kept: nothing is mixed
         (tmp_path / "run/prior" / file).unlink()
     assert fit(run(other, tmp_path / "run", only=("prior",)), silent)
-
-
-def test_a_run_finds_its_set_and_its_clip_from_anywhere(
-    clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From another directory, and after the directory that holds all of them was moved."""
-    (tmp_path / "here/elsewhere").mkdir(parents=True)
-    (tmp_path / "here/clip").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    write_run(Path("runs/a"), "clip", clip.identity, Path("data/curated"), "")
-    said = read_run(Path("runs/a"))
-    assert (said["clip"], said["shards"]) == ("clip", "data/curated")
-    (tmp_path / "here").rename(tmp_path / "there")
-    monkeypatch.chdir(tmp_path / "there/elsewhere")
-    said = read_run(Path("../runs/a"))
-    assert (said["clip"], said["shards"]) == ("../clip", "../data/curated")
-    Path("mini").mkdir()
-    for name, kept in (("mini", "mini"), ("local-dir:../clip", "../clip"), ("ViT-B-32:openai", "ViT-B-32:openai")):
-        write_run(Path("run"), name, clip.identity, tmp_path / "set", "")
-        said = read_run(Path("run"))
-        assert (said["clip"], said["shards"]) == (kept, str(tmp_path / "set"))  # an absolute place stays
-
-
-def test_a_run_of_an_earlier_version_is_read_as_it_was_written(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps({"clip": "./a", "identity": {}, "shards": "data/curated"}))
-    assert read_run(tmp_path) == {"clip": "./a", "identity": {}, "shards": "data/curated"}
 
 
 def test_what_can_be_seen_before_training_is_said_before_it(shards: Path, tmp_path: Path, clip: Clip) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import shutil
@@ -20,6 +21,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.fetch.client import Client, FetchConfig, backoff, retryable
+from pipeline.fetch.limits import HostBusy, HostLimits
 
 from .conftest import Request, Web, ok, redirect
 
@@ -259,6 +261,50 @@ def test_what_can_succeed_is_tried_again(
     assert (fetched.body, fetched.attempts) == (b"picture", 3)
     times = [request.at for request in web.log]
     assert times[1] - times[0] >= 0.05 and times[2] - times[1] >= 0.1
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("asked", [(), ("Retry-After: 7",)])
+def test_a_busy_host_is_held_before_another_process_has_its_turn(
+    client: Make, web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, asked: tuple[str, ...]
+) -> None:
+    held: list[tuple[str, float, int]] = []
+    plain = HostLimits.hold
+
+    def hold(limits: HostLimits, host: str, seconds: float, status: int) -> None:
+        with pytest.raises(HostBusy), HostLimits(tmp_path / "limits/hosts", 1, 1e4).turn(host, 0):
+            pass
+        held.append((host, seconds, status))
+        plain(limits, host, min(seconds, 0.01), status)
+
+    monkeypatch.setattr(HostLimits, "hold", hold)
+    web.pages["a.web.test/x"] = redirect("http://b.web.test/x")
+    web.pages["b.web.test/x"] = ok(b"", *asked, status=f"{status} Busy")
+    fetched = client(retries=2, per_host_connections=1, max_wait=60).fetch("http://a.web.test/x")
+    assert (fetched.error, fetched.attempts) == (f"http_{status}", 3)
+    pauses = [7 if asked else backoff("http://b.web.test/x", retry) for retry in range(3)]
+    assert held == [("b.web.test", pause, status) for pause in pauses]
+
+
+@pytest.mark.parametrize("status", [500, 502, 504])
+def test_a_broken_host_may_not_ask_to_wait(
+    client: Make, web: Web, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr("pipeline.fetch.client.BACKOFF", 0.05)
+    web.pages["/x"] = ok(b"", "Retry-After: 600", status=f"{status} Broken")
+    assert client(retries=1).fetch("http://a.web.test/x").attempts == 2
+    web.pages["/y"] = ok()
+    assert client(max_wait=1).fetch("http://a.web.test/y").body == b"picture"
+
+
+def test_a_full_disk_of_ours_is_not_the_servers_fault(client: Make, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(HostLimits, "hold", full)
+    web.pages["/x"] = ok(status="503 Busy")
+    with pytest.raises(OSError, match="no space left"):
+        client().fetch("http://a.web.test/x")
 
 
 @pytest.mark.parametrize("page", [ok(status="404 No"), ok(status="403 No"), ok(b""), redirect("/x"), ok(b"x" * 9999)])
