@@ -29,7 +29,7 @@ class Training(Config):
     epochs: float | None = Field(default=None, gt=0)  # passes through the set at most, where that is fewer steps
     optimizer: Literal["muon", "adamw"] = "muon"
     learning_rate: float = Field(default=1e-3, gt=0)  # of embeddings, vectors and scalars; of everything with adamw
-    matrix_rate: float = Field(default=3e-3, gt=0)  # of matrices and kernels, by Muon
+    matrix_rate: float = Field(default=1.5e-3, gt=0)  # of matrices and kernels, by Muon
     warmup: int = Field(default=100, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     beta1: float = Field(default=0.9, ge=0, lt=1)
