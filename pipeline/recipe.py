@@ -59,9 +59,9 @@ def load_recipe(name: str) -> Recipe:
     path = shipped if shipped.exists() else Path(name)
     if path.suffix != ".toml" or not path.exists():
         names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.toml")))
-        raise HeadraceError(
-            f"there is no recipe {name!r}", hint=f"shipped are {names}; else name a .toml", code=MISSING
-        )
+        given = "; a list of URLs is given to one by --urls, pictures by --source" if path.exists() else ""
+        hint = f"shipped are {names}; else name a .toml{given}"
+        raise HeadraceError(f"there is no recipe {name!r}", hint=hint, code=MISSING)
     return parse_config(Recipe, read_toml(path), str(path.name if path == shipped else path))
 
 

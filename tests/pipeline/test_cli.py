@@ -98,6 +98,21 @@ def test_errors_are_a_sentence_and_a_hint(tmp_path: Path, words: list[str], code
     assert error.startswith("error: ") and sentence in error and hint.startswith("hint: ")
 
 
+def test_a_list_in_the_place_of_a_recipe_is_told_where_it_goes(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("url\nhttp://127.0.0.1/a.png\n")
+    result = curate("run", "list.csv", cwd=tmp_path)
+    assert result.returncode == 3 and "given to one by --urls" in result.stderr
+
+
+def test_a_list_of_which_nothing_comes_is_not_blamed_on_a_rule(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text('[score]\nsignals = ["image", "phash"]\n')
+    (tmp_path / "list.csv").write_text("url\nhttp://127.0.0.1/a.png\nhttp://127.0.0.1/b.png\n")
+    result = curate("run", "own.toml", "--urls", "list.csv", cwd=tmp_path)
+    assert result.returncode == 1, result.stderr
+    error, hint = result.stderr.strip().splitlines()[-2:]
+    assert "all 2 rows were dropped, 2 of them by fetch:blocked_address" in error and "check the list" in hint
+
+
 def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text("[filter]\nmin_clp = 0.3\n")
     result = curate("run", "r.toml", cwd=tmp_path)
