@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import builtins
 import hashlib
-import http.client
 import logging
 import math
-import re
-import ssl
 import time
 import zlib
 from collections.abc import Iterator
@@ -23,16 +20,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import urllib3
-from urllib3.exceptions import (
-    HTTPError,
-    IncompleteRead,
-    InvalidHeader,
-    NewConnectionError,
-    ReadTimeoutError,
-    SSLError,
-)
+from urllib3.exceptions import InvalidHeader
 
 from pipeline.fetch import FetchConfig, optout
+from pipeline.fetch.failures import server_errors
 from pipeline.fetch.guard import FetchError, join_url, normalise_url, parse_exemption
 from pipeline.fetch.limits import HostBusy, HostLimits
 from pipeline.fetch.robots import MAX_FILE, HostWishes
@@ -179,12 +170,12 @@ class Client:
                 BUDGET.start(trip.time_left, self._config.read_timeout, size)
                 response: urllib3.BaseHTTPResponse | None = None
                 try:
-                    with _server_errors():
+                    with server_errors():
                         response = self._request(trip.url)
                         self._note(trip, response, picture)
                     if response.status in _BUSY:
                         raise FetchError(f"http_{response.status}", retry_after=self._leave_alone(trip, response))
-                    with _server_errors():
+                    with server_errors():
                         yield response
                 finally:
                     trip.time_left -= time.monotonic() - start
@@ -315,43 +306,3 @@ def _decoded(body: bytes, encoding: str, cap: int) -> bytes:
             raise FetchError("truncated", "compressed body ends early")
         return plain
     raise FetchError("protocol", f"not {name}")
-
-
-@contextmanager
-def _server_errors() -> Iterator[None]:
-    """Turn whatever urllib3, http.client, ssl or the socket raise into a FetchError."""
-    try:
-        yield
-    except FetchError:
-        raise
-    except (HTTPError, http.client.HTTPException, OSError, ValueError, RecursionError) as error:
-        raise _classify(error) from error
-
-
-def _classify(error: BaseException) -> FetchError:
-    causes = list(_causes(error))
-    names = " ".join(dict.fromkeys(type(cause).__name__ for cause in causes))
-    for cause in causes:
-        if isinstance(cause, FetchError):
-            return cause
-        if isinstance(cause, (TimeoutError, ReadTimeoutError)) and not isinstance(cause, NewConnectionError):
-            return FetchError("timeout")
-        if isinstance(cause, (http.client.IncompleteRead, IncompleteRead)):
-            return FetchError("truncated", "the connection ended before the body did")
-        if isinstance(cause, (http.client.RemoteDisconnected, ConnectionError)):
-            return FetchError("reset", type(cause).__name__)
-    for cause in causes:
-        if isinstance(cause, (ssl.SSLError, SSLError)):
-            return FetchError("tls", re.sub(r"\s*\(_ssl.*", "", str(cause))[:200])
-    return FetchError("protocol", names)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception, what it was raised from, and the exceptions that urllib3 keeps in its arguments."""
-    pending, seen = [error], set[int]()
-    while pending:
-        current = pending.pop(0)
-        if id(current) not in seen:
-            seen.add(id(current))
-            yield current
-            pending += [item for item in (*current.args, current.__cause__) if isinstance(item, BaseException)]

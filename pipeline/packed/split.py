@@ -151,15 +151,14 @@ def _survivors(table: pa.Table, shard: int, rows: NDArray[np.int64]) -> _Survivo
 
 def _nothing_left(reasons: pa.ChunkedArray) -> HeadraceError:
     """The sentence for a set without survivors."""
-    counts = Counter(reasons.to_pylist()).most_common(1)
-    if not counts:
-        hint = "give one that has some"
-        return HeadraceError("nothing is left to pack: the list has no rows", hint=hint, code=FINDINGS)
-    reason, rows = counts[0]
+    if not len(reasons):
+        return HeadraceError("nothing is left to pack: the list has no rows", hint="give one with rows", code=FINDINGS)
+    [(reason, rows)] = Counter(reasons.to_pylist()).most_common(1)
     message = f"nothing is left to pack: all {len(reasons):,} rows were dropped, {rows:,} of them by {reason}"
-    hint = "check the list and the network; `curate report` shows how many rows failed for which reason"
     if reason.startswith(("filter:", "dedup:")):
         hint = "loosen that rule and run `curate filter` and `curate dedup` again; `curate report` shows what it drops"
+    else:
+        hint = "check the list and the network; `curate report` shows how many rows failed for which reason"
     return HeadraceError(message, hint=hint, code=FINDINGS)
 
 
