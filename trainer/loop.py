@@ -120,7 +120,8 @@ class Loop:
 
     def rate(self) -> float:
         """Share of the peak rates."""
-        return share_of_rate(self.step, self.plan.training.warmup, self.plan.training.steps)
+        s = self.plan.training
+        return share_of_rate(self.step, s.warmup, s.steps, s.decay)
 
     def evaluate(self, log: Log | None) -> None:
         """Held-out losses by noise level of raw and averaged weights, figures and samples of the averaged ones."""

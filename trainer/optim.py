@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -19,6 +19,7 @@ from trainer.speed import half_precision
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+Decay = Literal["cosine", "linear"]
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, from the first source
 ITERATIONS = 5
 ADAMW_NAMES = (
@@ -28,11 +29,12 @@ ADAMW_NAMES = (
 MUON_STEP = 0.6  # root mean square of a step per unit of rate (AdamW's is about 0.2)
 
 
-def share_of_rate(step: int, warmup: int, steps: int) -> float:
-    """Share of the peak rates: linear warm-up, then half a cosine down to zero."""
+def share_of_rate(step: int, warmup: int, steps: int, decay: Decay = "cosine") -> float:
+    """Share of the peak rates: linear warm-up, then half a cosine or a straight line down to zero."""
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    way = (step - warmup) / max(1, steps - warmup)
+    return 1 - way if decay == "linear" else 0.5 * (1 + math.cos(math.pi * way))
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

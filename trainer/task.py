@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.base import Config
+from trainer.optim import Decay
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,12 +26,13 @@ class Training(Config):
 
     batch: int = Field(default=128, ge=1)
     part: int = Field(default=128, ge=1)  # samples that a process takes at once; the rest of the batch is accumulated
-    steps: int = Field(default=1000, ge=1)  # the length of the cosine; --max-minutes may end a call before it
+    steps: int = Field(default=1000, ge=1)  # in which the rates fall to 0; --max-minutes may end a call before them
     epochs: float | None = Field(default=None, gt=0)  # passes through the set at most, where that is fewer steps
     optimizer: Literal["muon", "adamw"] = "muon"
     learning_rate: float = Field(default=1e-3, gt=0)  # of embeddings, vectors and scalars; of everything with adamw
     matrix_rate: float = Field(default=1.5e-3, gt=0)  # of matrices and kernels, by Muon
     warmup: int = Field(default=100, ge=0)
+    decay: Decay = "cosine"  # of the rates, after the warm-up
     weight_decay: float = Field(default=0.01, ge=0)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.99, gt=0, lt=1)

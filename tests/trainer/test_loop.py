@@ -341,6 +341,15 @@ def test_the_peak_rates_are_reached_and_end_at_zero(tmp_path: Path) -> None:
     assert isinstance(loop.optimizer, MuonAdamW)
 
 
+def test_the_config_says_how_the_rates_fall(tmp_path: Path) -> None:
+    shares = []
+    for decay in ("cosine", "linear"):
+        loop = Loop(Toy(), plan(tmp_path, training=SETTINGS.model_copy(update={"decay": decay})), CPU, print)
+        loop.step = 6  # a third of the way from the end of the warm-up to the end
+        shares.append(loop.rate())
+    assert shares == pytest.approx([0.75, 2 / 3])
+
+
 @pytest.mark.slow
 def test_a_compiled_model_trains_alike_and_keeps_its_names(tmp_path: Path) -> None:
     train(tmp_path / "plain", Toy(dropout=0.0))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.optim import MUON_STEP, MuonAdamW, orthogonal, split_parameters
+from trainer.optim import MUON_STEP, Decay, MuonAdamW, orthogonal, share_of_rate, split_parameters
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -59,3 +59,16 @@ def test_every_parameter_is_in_one_group() -> None:
     assert len(placed) == len(list(model.parameters())) == len({id(parameter) for parameter in placed})
     assert [len(group["params"]) for group in groups] == [1, 1, 3]  # type: ignore[arg-type]
     assert groups[0]["peak"] == 0.2 and groups[0]["muon"] and groups[2]["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize(("decay", "quarter"), [("cosine", 0.5 + 0.5**1.5), ("linear", 0.75)])
+def test_the_rate_warms_up_and_falls_to_nothing(decay: Decay, quarter: float) -> None:
+    shares = [share_of_rate(step, 20, 100, decay) for step in range(101)]
+    assert shares[:20] == pytest.approx([(step + 1) / 20 for step in range(20)])
+    assert [shares[20], shares[40], shares[60], shares[100]] == pytest.approx([1, quarter, 0.5, 0])
+    assert shares[19:] == sorted(shares[19:], reverse=True)
+
+
+def test_a_linear_decay_falls_by_the_same_in_every_step() -> None:
+    shares = torch.tensor([share_of_rate(step, 20, 100, "linear") for step in range(20, 101)])
+    assert torch.allclose(shares.diff(), torch.full((80,), -1 / 80))
