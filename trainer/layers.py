@@ -68,11 +68,16 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Positions attend to one another and to context tokens (GLIDE's form, diffusers' added key and value)."""
+    """Positions attend to one another and to context tokens (GLIDE's form, diffusers' added key and value).
 
-    def __init__(self, channels: int, head: int, context: int, groups: int) -> None:
+    On a grid of more than `keys` a side, where that is not 0, positions are looked at as means of squares of them
+    (Wang et al. 2022, "PVT v2", linear spatial reduction).
+    """
+
+    def __init__(self, channels: int, head: int, context: int, groups: int, keys: int = 0) -> None:
         super().__init__()
         self.heads = max(1, channels // head)
+        self.keys = keys
         self.norm = norm(groups, channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.context = nn.Linear(context, 2 * channels)
@@ -81,14 +86,25 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """x (B, channels, H, W), tokens (B, N, context), mask (B, N) true on tokens -> like x."""
         batch, channels, height, width = x.shape
-        flat = self.norm(x).flatten(2).transpose(1, 2)  # (B, H·W, channels)
-        query, key, value = self.qkv(flat).chunk(3, dim=2)
+        query, key, value = self._qkv(self.norm(x))
         more_key, more_value = self.context(tokens).chunk(2, dim=2)
+        seen = F.pad(mask, (0, key.shape[1]), value=True)[:, None, None]  # (B, 1, 1, N + keys)
         key, value = torch.cat([more_key, key], dim=1), torch.cat([more_value, value], dim=1)
-        seen = F.pad(mask, (0, height * width), value=True)[:, None, None]  # (B, 1, 1, N + H·W)
         out = attend(self._split(query), self._split(key), self._split(value), seen)
         joined: Tensor = self.out(out.transpose(1, 2).reshape(batch, height * width, channels))
         return x + joined.transpose(1, 2).reshape(batch, channels, height, width)
+
+    def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H·W, channels) of x (B, channels, H, W), and its keys and values (B, keys, channels)."""
+        flat = x.flatten(2).transpose(1, 2)
+        square = -(-max(x.shape[2:]) // self.keys) if self.keys else 1
+        if square == 1:
+            query, key, value = self.qkv(flat).chunk(3, dim=2)
+            return query, key, value
+        means = F.avg_pool2d(x, square, ceil_mode=True).flatten(2).transpose(1, 2)
+        weights, biases = (part.split([x.shape[1], 2 * x.shape[1]]) for part in (self.qkv.weight, self.qkv.bias))
+        key, value = F.linear(means, weights[1], biases[1]).chunk(2, dim=2)
+        return F.linear(flat, weights[0], biases[0]), key, value
 
     def _split(self, x: Tensor) -> Tensor:
         batch, length, channels = x.shape

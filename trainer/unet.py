@@ -25,6 +25,7 @@ class UNetConfig(Config):
     blocks: int = Field(default=2, ge=1)  # residual blocks per level on the way down; one more on the way up
     attention: tuple[int, ...] = (32, 16, 8)  # sides of the grids that attend, in cells after `patch`
     head: int = Field(default=64, ge=1)  # channels per attention head
+    keys: int = Field(default=0, ge=0)  # side of the grid that is looked at, at most: a larger one as means; 0 for any
     groups: int = Field(default=32, ge=0)  # of every group norm, dividing all channels; 0 for layer norm per position
     patch: int = Field(default=1, ge=1)  # pixels folded into one grid cell, per side
     resample: Literal["block", "plain"] = "block"  # between levels: a residual block, or means and repetition alone
@@ -52,7 +53,7 @@ class Level(nn.Module):
         make = {"embedding": config.width, "groups": config.groups, "dropout": config.dropout}
         self.blocks = nn.ModuleList(ResidualBlock(a, b, **make) for a, b in sides)  # type: ignore[arg-type]
         self.attention = nn.ModuleList(
-            Attention(out, config.head, context, config.groups) for _ in (sides if attend else ())
+            Attention(out, config.head, context, config.groups, config.keys) for _ in (sides if attend else ())
         )
         self.leave: ResidualBlock | None = None
         if leave and config.resample == "block":

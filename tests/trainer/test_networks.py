@@ -225,6 +225,27 @@ def test_attention_stands_where_the_config_asks_for_it() -> None:
             assert any(isinstance(part, Attention) for part in level.modules()) == (grid in grids)
 
 
+def test_a_large_grid_looks_at_means_of_its_squares() -> None:
+    whole, part = (Attention(8, 4, 6, 0, keys) for keys in (0, 4))
+    part.load_state_dict(woken(whole).state_dict())
+    tokens, mask = torch.randn(2, 3, 6), torch.tensor([[True, True, False], [True, True, True]])
+    small = torch.randn(2, 8, 4, 4)
+    torch.testing.assert_close(part(small, tokens, mask), whole(small, tokens, mask))
+
+    large = torch.randn(2, 8, 8, 8)
+    flat = part.norm(large).flatten(2).transpose(1, 2)
+    query, key, value = part.qkv(flat).chunk(3, dim=2)
+    key, value = (v.view(2, 4, 2, 4, 2, 8).mean(dim=(2, 4)).flatten(1, 2) for v in (key, value))
+    added = part.context(tokens).chunk(2, dim=2)
+    key, value = torch.cat([added[0], key], dim=1), torch.cat([added[1], value], dim=1)
+    seen = F.pad(mask, (0, 16), value=True)[:, None, None]
+    heads = [v.view(2, -1, 2, 4).transpose(1, 2) for v in (query, key, value)]
+    looked = F.scaled_dot_product_attention(*heads, attn_mask=seen).transpose(1, 2).flatten(2)
+    expected = large + part.out(looked).transpose(1, 2).view(2, 8, 8, 8)
+    torch.testing.assert_close(part(large, tokens, mask), expected)
+    assert part(torch.randn(1, 8, 7, 5), tokens[:1], mask[:1]).shape == (1, 8, 7, 5)
+
+
 @pytest.mark.parametrize("way", ["vector", "tokens"])
 def test_either_way_of_a_condition_into_the_decoder_is_enough(way: str) -> None:
     """Into the time embedding, and as tokens that attention sees: one is closed, text and picture still matter."""
