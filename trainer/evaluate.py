@@ -167,11 +167,12 @@ def drawn_samples(unclip: UnClip, captions: Sequence[str], asked: EvalRun, say: 
 @torch.inference_mode()
 def prior_cosines(prior: Prior, unclip: UnClip, held: HeldOut, asked: EvalRun) -> dict[str, float]:
     """Mean cosine to the true picture vectors: of the prior as it is used and of its answer in one step, of the closed
-    form, of the training mean, and of another caption's picture."""
+    form, of the training mean, and of another caption's picture; and of the prior's samples for one caption to one
+    another, which is as large as theirs to the true one where they differ as pictures of a caption do."""
     device = unclip.clip.device
     true = held.sets.val.vectors("image", held.rows).to(device)
     words = unclip.words(held.captions)
-    seeds = range(asked.seed, asked.seed + len(true))
+    seeds = range(asked.seed, asked.seed + 2 * len(true))
     image, text = (Whitening(true.shape[1]) for _ in range(2))
     image.fit(held.sets.some("image"))
     text.fit(held.sets.some("text"))
@@ -179,19 +180,24 @@ def prior_cosines(prior: Prior, unclip: UnClip, held: HeldOut, asked: EvalRun) -
     image, text = image.to(device), text.to(device)
     last = torch.full((len(true),), len(cosine()) - 1, dtype=torch.int64, device=device)
     keep = torch.ones(len(true), dtype=torch.bool, device=device)
-    noise = noise_for(seeds, (true.shape[1],), device)()
+    noise = noise_for(seeds[: len(true)], (true.shape[1],), device)()
     chunks = [slice(start, start + BATCH) for start in range(0, len(true), BATCH)]
     one_step = [
         prior(noise[c], last[c], words.vectors[c], words.tokens[c], words.mask[c], keep[c]).float() for c in chunks
     ]
+    sampled, again = (
+        torch.cat([imagine(prior, words.take(c), own[c], asked.how) for c in chunks])
+        for own in (seeds[: len(true)], seeds[len(true) :])
+    )
     guesses = {
-        "sampled": torch.cat([imagine(prior, words.take(c), seeds[c], asked.how) for c in chunks]),
+        "sampled": sampled,
         "one_step": prior.image.inverse(torch.cat(one_step)),
         "linear": image.inverse(text(words.vectors) @ weight.T),
         "mean": image.mean.expand_as(true),
         "unrelated": true[torch.from_numpy(other_caption(held.captions)).to(device)],
     }
-    return {name: float(F.cosine_similarity(guess, true).mean()) for name, guess in guesses.items()}
+    cosines = {name: float(F.cosine_similarity(guess, true).mean()) for name, guess in guesses.items()}
+    return cosines | {"two_samples": float(F.cosine_similarity(sampled, again).mean())}
 
 
 @dataclass(frozen=True)

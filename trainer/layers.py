@@ -102,9 +102,9 @@ class Attention(nn.Module):
             query, key, value = self.qkv(flat).chunk(3, dim=2)
             return query, key, value
         means = F.avg_pool2d(x, square, ceil_mode=True).flatten(2).transpose(1, 2)
-        weights, biases = (part.split([x.shape[1], 2 * x.shape[1]]) for part in (self.qkv.weight, self.qkv.bias))
-        key, value = F.linear(means, weights[1], biases[1]).chunk(2, dim=2)
-        return F.linear(flat, weights[0], biases[0]), key, value
+        weight, bias, own = self.qkv.weight, self.qkv.bias, x.shape[1]
+        key, value = F.linear(means, weight[own:], bias[own:]).chunk(2, dim=2)
+        return F.linear(flat, weight[:own], bias[:own]), key, value
 
     def _split(self, x: Tensor) -> Tensor:
         batch, length, channels = x.shape

@@ -2,11 +2,13 @@
 
 Three kinds with one interface. `linear` is a closed-form ridge regression, the baseline that every other must beat; the
 others predict the clean, whitened picture vector from a noised one (Ramesh et al. 2022, section 2.2): a residual
-network for small runs and a causal transformer for large ones. This module knows nothing of noise schedules.
+network for small runs and a causal transformer for large ones. This module knows of noise how strong it is, and
+nothing of how vectors are sampled.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -16,6 +18,7 @@ from torch.nn import functional as F
 
 from pipeline.base import Config
 from trainer.conditions import HARDLY, NullText, Sizes, Whitening
+from trainer.diffusion import Schedule, cosine
 from trainer.layers import TimeEmbedding, TransformerBlock, zeroed
 
 RIDGE = 1e-3  # of the mean eigenvalue
@@ -107,39 +110,66 @@ class TextRegression(nn.Module):
 
 
 class ResidualPrior(LinearPrior):
-    """What the linear prior lacks: a regression from the text, and a network over the noised vector, steered by time
-    and text.
+    """What the linear prior lacks: a regression from the text, and what a noised vector shows beyond its answer.
 
-    Both add nothing at the start, so training begins at the baseline. (Adaptive layer norm: Peebles and Xie 2022.)
+    The noised vector is seen as deviation from that answer, on the axes of what the linear prior leaves. The best
+    linear estimate there (Wiener's) is the start; a network adds to it, steered by time and the answer, in units of
+    what the estimate leaves open. A network that sees vector and text as they are takes its own guesses for evidence
+    while it samples, and draws nearly the same vector again and again for a text.
+
+    Both networks add nothing at the start. (Adaptive layer norm: Peebles and Xie 2022.)
     """
 
     guided = True
+    axes: Tensor
+    variance: Tensor
 
     def __init__(self, sizes: Sizes, config: PriorConfig) -> None:
         super().__init__(sizes)
         width = config.width
+        self.register_buffer("axes", torch.eye(sizes.embedding))
+        self.register_buffer("variance", torch.ones(sizes.embedding))  # of the deviations, along each axis
         self.regression = TextRegression(sizes.embedding, config)
         self.time = TimeEmbedding(256, width)
         self.enter_noised = nn.Linear(sizes.embedding, width)
-        self.enter_text = nn.Linear(sizes.embedding, width)
+        self.enter_answer = nn.Linear(sizes.embedding, width)
         self.wide = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(config.depth))
         self.narrow = nn.ModuleList(zeroed(nn.Linear(2 * width, width)) for _ in range(config.depth))
         self.steer = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(config.depth))
         self.dropout = nn.Dropout(config.dropout)
         self.exit = zeroed(nn.Linear(width, sizes.embedding))
 
+    def fit_axes(self, deviations: Tensor) -> None:
+        """Take axes and variances from what the linear prior leaves of whitened vectors (N, embedding)."""
+        leaves = deviations.double()
+        variance, axes = torch.linalg.eigh(leaves.T @ leaves / len(leaves))
+        self.variance.copy_(variance.clamp(min=HARDLY**2))
+        self.axes.copy_(axes)
+
     def forward(
         self, zt: Tensor, t: Tensor, text_emb: Tensor, text_tokens: Tensor, text_mask: Tensor, keep_text: Tensor
     ) -> Tensor:
         white = self.white_text(text_emb, keep_text)
-        text = normal(self.enter_text(white))
-        steer = F.silu(self.time(t) + text)
-        x = normal(self.enter_noised(zt)) + text  # of equal size, so that noise does not drown the text
+        answer = self.linear(white, keep_text) + self.regression(white)
+        alpha, sigma = _schedule(zt.device).at(t, zt)
+        spread = (alpha**2 * self.variance + sigma**2).sqrt()  # of noised deviations, along each axis
+        with torch.autocast(zt.device.type, enabled=False):
+            seen = (zt - alpha * answer) @ self.axes / spread
+        more = self._more(seen, t, answer) * self.variance.sqrt() * sigma / spread
+        with torch.autocast(zt.device.type, enabled=False):
+            out: Tensor = answer + (seen * alpha * self.variance / spread + more) @ self.axes.T
+        return out
+
+    def _more(self, seen: Tensor, t: Tensor, answer: Tensor) -> Tensor:
+        """What the network adds, in standard deviations of what the linear estimate leaves open; float32."""
+        told = normal(self.enter_answer(answer))
+        steer = F.silu(self.time(t) + told)
+        x = normal(self.enter_noised(seen)) + told  # of equal size, so that noise does not drown the answer
         for steering, wide, narrow in zip(self.steer, self.wide, self.narrow, strict=True):
             scale, shift = steering(steer).chunk(2, dim=1)
             h = normal(x) * (1 + scale) + shift
             x = x + narrow(self.dropout(F.gelu(wide(h))))
-        out: Tensor = self.linear(white, keep_text) + self.regression(white) + self.exit(normal(x)).float()
+        out: Tensor = self.exit(normal(x)).float()
         return out
 
 
@@ -176,6 +206,11 @@ class TransformerPrior(Prior):
             x = block(x, seen & causal)
         out: Tensor = self.exit(self.norm(x[:, -1])).float()
         return out
+
+
+@lru_cache
+def _schedule(device: torch.device) -> Schedule:
+    return cosine().to(device)
 
 
 def normal(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from trainer import diffusion, sampling
 from trainer.cascade import DEFAULT, Words, decoder_denoise, decoder_noise, draw, enlarge, imagine
 from trainer.decoder import Decoder, DecoderConfig
 from trainer.pictures import grid, write_png
-from trainer.prior import LinearPrior, Prior, PriorConfig, ridge
+from trainer.prior import LinearPrior, Prior, PriorConfig, ResidualPrior, ridge
 from trainer.saved import build, save_model
 from trainer.sets import Sets, Split
 from trainer.task import Tensors
@@ -115,9 +115,12 @@ class PriorTask(_Task):
         self.prior.image.fit(images)
         self.prior.text.fit(texts)
         self.prior.null.fit(*sets.null)
-        self._weight = ridge(self.prior.text(texts), self.prior.image(images))
+        white, target = self.prior.text(texts), self.prior.image(images)
+        self._weight = ridge(white, target)
         if isinstance(self.model, LinearPrior):
             self.model.weight.copy_(self._weight)
+        if isinstance(self.model, ResidualPrior):
+            self.model.fit_axes(target - white @ self._weight.T)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensors:
         eps = _normal((count, self.sets.sizes.embedding), generator)
@@ -136,7 +139,8 @@ class PriorTask(_Task):
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
         """Mean held-out cosines to the true vector: of the mean, of the linear prior, of this one in one step (its
-        mean answer) and as it is sampled, the better of two."""
+        mean answer) and as it is sampled, the better of two; and of two such samples to one another. Those two are
+        equal where samples differ as much as the pictures that a text may have."""
         device = self._device
         batch = {name: value.to(device) for name, value in self.held_out().items()}
         true, words = batch["image"], Words(batch["text"], batch["tokens"], batch["mask"])
@@ -153,7 +157,10 @@ class PriorTask(_Task):
             "one_step": unit(self.prior(start, last, words.vectors, words.tokens, words.mask, keep)),
             "sampled": imagine(self.prior, words, range(len(true)), DEFAULT),
         }
-        return {f"cosine/{name}": float((guess * true).sum(dim=1).mean()) for name, guess in guesses.items()}
+        again = imagine(self.prior, words, range(len(true), 2 * len(true)), DEFAULT)
+        cosines = {name: float((guess * true).sum(dim=1).mean()) for name, guess in guesses.items()}
+        cosines["two_samples"] = float((guesses["sampled"] * again).sum(dim=1).mean())
+        return {f"cosine/{name}": value for name, value in cosines.items()}
 
     def _read(self, split: Split, rows: NDArray[np.int64]) -> Tensors:
         if self.prior.wants_tokens:

@@ -47,7 +47,7 @@ def test_a_run_holds_models_states_figures_and_samples(fitted: Path, clip: Clip)
         assert list((fitted / name / "tensorboard").iterdir())
         assert json.loads((fitted / name / "config.json").read_text())["training"]["seed"] == 0
         assert bool(list((fitted / name).glob("samples/*.png"))) == (name != "prior")
-    assert {"cosine/mean", "cosine/linear", "cosine/one_step", "cosine/sampled"} <= set(
+    assert {"cosine/mean", "cosine/linear", "cosine/one_step", "cosine/sampled", "cosine/two_samples"} <= set(
         json.loads((fitted / "prior" / "metrics.jsonl").read_text().splitlines()[-1])
     )
 

@@ -12,7 +12,8 @@ from trainer import diffusion
 from trainer.conditions import Sizes, Whitening, end_states
 from trainer.decoder import Decoder, DecoderConfig
 from trainer.layers import Attention, attend, blur, time_features
-from trainer.prior import Prior, PriorConfig, better_of, build_prior, ridge
+from trainer.prior import Prior, PriorConfig, ResidualPrior, better_of, build_prior, ridge
+from trainer.sampling import dpm_solver, steps
 from trainer.tasks import crops
 from trainer.upsampler import Upsampler, UpsamplerConfig, shrunk, worsened
 
@@ -150,26 +151,63 @@ def test_ridge_finds_a_linear_map_and_shrinks_it() -> None:
     torch.testing.assert_close(ridge(x, x @ true.T, 0.5), expected.float(), atol=1e-5, rtol=1e-5)
 
 
-def test_a_fresh_residual_prior_is_the_linear_one() -> None:
-    linear, residual = prior("linear"), prior("residual")
-    weight = torch.randn(16, 16)
-    for model in (linear, residual):
-        model.weight.copy_(weight)  # type: ignore[operator]
+def test_a_linear_prior_sees_the_text_alone() -> None:
+    linear, weight = prior("linear"), torch.randn(16, 16)
+    linear.weight.copy_(weight)  # type: ignore[operator]
     text, tokens, mask = conditions()
     z = torch.randn(3, 16)
-    torch.testing.assert_close(residual(z, T, text, tokens, mask, YES), text @ weight.T)
     torch.testing.assert_close(linear(z, T, text, tokens, mask, YES), text @ weight.T)
     assert not linear(z, T, text, tokens, mask, NO).any()
 
 
-def test_the_regression_of_a_residual_prior_sees_the_text_alone() -> None:
+def fitted() -> tuple[ResidualPrior, Tensor, Tensor]:
+    """A fresh residual prior, the linear map it starts at and the covariance (16, 16) of what that leaves."""
+    residual, weight = prior("residual"), torch.randn(16, 16)
+    assert isinstance(residual, ResidualPrior)
+    deviations = torch.randn(500, 16) @ torch.randn(16, 16)
+    residual.weight.copy_(weight)
+    residual.fit_axes(deviations)
+    return residual, weight, deviations.T @ deviations / len(deviations)
+
+
+def test_a_fresh_residual_prior_gives_the_mean_of_a_normal_vector_under_text_and_noise() -> None:
+    """x = W·text + r and z = α·x + σ·ε with r ~ N(0, C): E[x | z, text] by the rules of joint normals."""
+    residual, weight, cov = fitted()
+    text, tokens, mask = conditions()
+    z, schedule = torch.randn(3, 16), diffusion.cosine()
+    found = residual(z, T, text, tokens, mask, YES)
+    for row, t in enumerate(T.tolist()):
+        alpha, sigma, linear = schedule.alpha[t], schedule.sigma[t], weight @ text[row]
+        both = alpha**2 * cov + sigma**2 * torch.eye(16)
+        expected = linear + alpha * cov @ torch.linalg.solve(both, z[row] - alpha * linear)
+        torch.testing.assert_close(found[row], expected, atol=2e-4, rtol=1e-4)
+
+
+def test_a_fresh_residual_prior_samples_vectors_as_spread_as_those_it_was_fitted_to() -> None:
+    residual, weight, cov = fitted()
+    text = F.normalize(torch.randn(1, 16), dim=1).expand(4000, -1)
+    tokens, mask, keep = torch.zeros(4000, 0, 12), torch.zeros(4000, 0, dtype=torch.bool), torch.ones(4000).bool()
+
+    def denoise(z: Tensor, t: Tensor) -> Tensor:
+        out: Tensor = residual(z, t, text, tokens, mask, keep)
+        return out
+
+    with torch.no_grad():
+        drawn = dpm_solver(denoise, torch.randn(4000, 16), diffusion.cosine(), steps(1000, 50))
+    torch.testing.assert_close(drawn.mean(dim=0), weight @ text[0], atol=0.3, rtol=0)
+    found, expected = torch.cov(drawn.T).diagonal().sum(), cov.diagonal().sum()
+    assert float(found / expected) == pytest.approx(1, abs=0.1)
+
+
+def test_where_all_is_noise_a_residual_prior_answers_by_the_text_alone() -> None:
     residual = prior("residual")
     with torch.no_grad():
         residual.regression.exit.weight.normal_()  # type: ignore[union-attr]
     text, tokens, mask = conditions()
-    answers = [residual(torch.randn(3, 16), time, text, tokens, mask, YES) for time in (T, T + 1)]
-    torch.testing.assert_close(*answers)
-    assert not torch.allclose(answers[0], residual(torch.randn(3, 16), T, text.roll(1, 0), tokens, mask, YES))
+    end = torch.full((3,), 999)
+    answers = [residual(torch.randn(3, 16), end, text, tokens, mask, YES) for _ in range(2)]
+    torch.testing.assert_close(*answers, atol=1e-3, rtol=0)
+    assert not torch.allclose(answers[0], residual(torch.randn(3, 16), end, text.roll(1, 0), tokens, mask, YES))
 
 
 def test_the_nearer_of_two_is_kept() -> None:
