@@ -168,7 +168,7 @@ def drawn_samples(unclip: UnClip, captions: Sequence[str], asked: EvalRun, say: 
 def prior_cosines(prior: Prior, unclip: UnClip, held: HeldOut, asked: EvalRun) -> dict[str, float]:
     """Mean cosine to the true picture vectors: of the prior as it is used and of its answer in one step, of the closed
     form, of the training mean, and of another caption's picture; and of the prior's samples for one caption to one
-    another, which is as large as theirs to the true one where they differ as pictures of a caption do."""
+    another, which is about as large as theirs to the true one where they differ as pictures of a caption do."""
     device = unclip.clip.device
     true = held.sets.val.vectors("image", held.rows).to(device)
     words = unclip.words(held.captions)

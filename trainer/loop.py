@@ -155,7 +155,12 @@ class Loop:
         """Continue from the state in the folder; one of another config, seed or set is refused."""
         scalars = _scalars(self.plan)
         tensors, _ = checkpoint.load(self.plan.folder / STATE)
-        self.model.load_state_dict(checkpoint.section(tensors, "model"))
+        try:
+            self.model.load_state_dict(checkpoint.section(tensors, "model"))
+        except RuntimeError:
+            hint = f"train the {self.task.name} again, in another --out"
+            path = self.plan.folder / STATE
+            raise HeadraceError(f"{path} is of another version of the {self.task.name}", hint, REFUSED) from None
         saved = checkpoint.section(tensors, "average")
         self.average = {name: checkpoint.like(value, saved[name]) for name, value in self.average.items()}
         checkpoint.restore_optimizer(self.model, self.optimizer, tensors)

@@ -8,7 +8,6 @@ nothing of how vectors are sampled.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 
 from pipeline.base import Config
 from trainer.conditions import HARDLY, NullText, Sizes, Whitening
-from trainer.diffusion import Schedule, cosine
+from trainer.diffusion import cosine
 from trainer.layers import TimeEmbedding, TransformerBlock, zeroed
 
 RIDGE = 1e-3  # of the mean eigenvalue
@@ -114,21 +113,27 @@ class ResidualPrior(LinearPrior):
 
     The noised vector is seen as deviation from that answer, on the axes of what the linear prior leaves. The best
     linear estimate there (Wiener's) is the start; a network adds to it, steered by time and the answer, in units of
-    what the estimate leaves open. A network that sees vector and text as they are takes its own guesses for evidence
-    while it samples, and draws nearly the same vector again and again for a text.
+    what the estimate leaves open. (Seeing vector and text as they are, this network took its own guesses for evidence
+    while it sampled, and drew nearly the same vector again and again for a text.)
 
-    Both networks add nothing at the start. (Adaptive layer norm: Peebles and Xie 2022.)
+    Both networks add nothing at the start. Axes and variances are those of texts, not of the null, which is not told by
+    them. (Adaptive layer norm: Peebles and Xie 2022.)
     """
 
     guided = True
     axes: Tensor
     variance: Tensor
+    alpha: Tensor
+    sigma: Tensor
 
     def __init__(self, sizes: Sizes, config: PriorConfig) -> None:
         super().__init__(sizes)
         width = config.width
         self.register_buffer("axes", torch.eye(sizes.embedding))
         self.register_buffer("variance", torch.ones(sizes.embedding))  # of the deviations, along each axis
+        schedule = cosine()
+        self.register_buffer("alpha", schedule.alpha[:, None], persistent=False)  # (T, 1)
+        self.register_buffer("sigma", schedule.sigma[:, None], persistent=False)
         self.regression = TextRegression(sizes.embedding, config)
         self.time = TimeEmbedding(256, width)
         self.enter_noised = nn.Linear(sizes.embedding, width)
@@ -151,7 +156,7 @@ class ResidualPrior(LinearPrior):
     ) -> Tensor:
         white = self.white_text(text_emb, keep_text)
         answer = self.linear(white, keep_text) + self.regression(white)
-        alpha, sigma = _schedule(zt.device).at(t, zt)
+        alpha, sigma = self.alpha[t], self.sigma[t]
         spread = (alpha**2 * self.variance + sigma**2).sqrt()  # of noised deviations, along each axis
         with torch.autocast(zt.device.type, enabled=False):
             seen = (zt - alpha * answer) @ self.axes / spread
@@ -206,11 +211,6 @@ class TransformerPrior(Prior):
             x = block(x, seen & causal)
         out: Tensor = self.exit(self.norm(x[:, -1])).float()
         return out
-
-
-@lru_cache
-def _schedule(device: torch.device) -> Schedule:
-    return cosine().to(device)
 
 
 def normal(x: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ class PriorTask(_Task):
     def figures(self) -> dict[str, float]:
         """Mean held-out cosines to the true vector: of the mean, of the linear prior, of this one in one step (its
         mean answer) and as it is sampled, the better of two; and of two such samples to one another. Those two are
-        equal where samples differ as much as the pictures that a text may have."""
+        about equal where samples differ as much as the pictures that a text may have."""
         device = self._device
         batch = {name: value.to(device) for name, value in self.held_out().items()}
         true, words = batch["image"], Words(batch["text"], batch["tokens"], batch["mask"])

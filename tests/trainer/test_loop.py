@@ -326,6 +326,15 @@ def test_a_state_of_another_config_is_refused(tmp_path: Path) -> None:
     assert caught.value.code == 4
 
 
+def test_a_state_of_a_model_of_another_version_is_refused(tmp_path: Path) -> None:
+    train(tmp_path / "a", deadline=0.0)
+    task = Toy()
+    task.model = nn.Sequential(task.model, nn.Identity())  # its weights have other names
+    with pytest.raises(HeadraceError, match=r"state\.safetensors is of another version of the toy") as caught:
+        train(tmp_path / "a", task, resume=True)
+    assert caught.value.code == 4
+
+
 def test_a_batch_that_cannot_be_shared_is_named(tmp_path: Path) -> None:
     with pytest.raises(HeadraceError, match="batch of 8 cannot be shared"):
         train(tmp_path / "a", training=SETTINGS.model_copy(update={"part": 3}))

@@ -199,7 +199,7 @@ def test_a_fresh_residual_prior_samples_vectors_as_spread_as_those_it_was_fitted
     assert float(found / expected) == pytest.approx(1, abs=0.1)
 
 
-def test_where_all_is_noise_a_residual_prior_answers_by_the_text_alone() -> None:
+def test_where_all_is_noise_a_fresh_residual_prior_answers_by_the_text_alone() -> None:
     residual = prior("residual")
     with torch.no_grad():
         residual.regression.exit.weight.normal_()  # type: ignore[union-attr]
