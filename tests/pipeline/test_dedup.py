@@ -1,3 +1,5 @@
+"""Deduplication: which pairs are near, which row of a group stays, and sets that ours must not repeat."""
+
 from __future__ import annotations
 
 from pathlib import Path

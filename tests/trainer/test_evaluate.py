@@ -71,7 +71,8 @@ def test_the_command(run: Path, shards: Path, call: Call) -> None:
     metrics = json.loads((run / "eval" / "metrics.json").read_text())
     assert metrics["judge"]["conditioned"] and metrics["captions_too_long"] == 1
     assert len(metrics["samples"]) == metrics["pictures"] == 12
-    assert set(metrics["prior"]["cosine"]) == {*("sampled", "two_samples", "one_step", "linear", "mean", "unrelated")}
+    told = {"sampled", "two_samples", "one_step", "linear", "mean", "unrelated"}
+    assert set(metrics["prior"]["cosine"]) == told
     # 16 pictures of training are those of val: the closed form fits, each true picture is its own neighbour
     assert metrics["prior"]["cosine"]["linear"] > metrics["prior"]["cosine"]["mean"] > 0
     assert metrics["neighbours"]["true"]["max"] == pytest.approx(1, abs=1e-2)
