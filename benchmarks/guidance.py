@@ -8,6 +8,7 @@ last column is the drawing's time.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,8 @@ def main() -> None:
         drawn = drawn_samples(unclip, held.captions, replace(asked, how=how_of(variant)), lambda line: None)
         spent = time.monotonic() - began
         figures, _ = judged(judge, drawn, held, asked.seed)
-        swaps = [figures["swaps_told_apart"]["drawn"][kind]["share"] for kind in ("all", "attribute", "relation")]
+        told_apart = figures["swaps_told_apart"]["drawn"]  # empty for a set without swaps
+        swaps = [told_apart.get(kind, {}).get("share", math.nan) for kind in ("all", "attribute", "relation")]
         numbers = [figures["r_precision"]["drawn"], *swaps, figures["clip_score"]["drawn"], spent]
         shapes = told(judge, judge.encode_images(list(drawn)), held.captions).line()
         columns = [f"{variant or 'as it is':60s}", *(f"{number:9.3f}" for number in numbers), shapes]

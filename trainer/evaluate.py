@@ -14,21 +14,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from pipeline.base import MISSING, HeadraceError, write_json
 from pipeline.clip import load as load_clip
 from trainer import matching
-from trainer.cascade import DEFAULT, How, imagine
+from trainer.cascade import DEFAULT, How
 from trainer.conditions import Whitening
 from trainer.data import Pictures, check_tars, epoch_order
-from trainer.diffusion import cosine
 from trainer.distances import cmmd, frechet, kernel_distance, nearest
 from trainer.embedded import check_identity
 from trainer.evaluate_clip import other_caption
 from trainer.evaluate_page import Card, write_page
 from trainer.prior import Prior, ridge
-from trainer.sampling import noise_for
+from trainer.prior_cosines import prior_cosines
 from trainer.saved import load_model, read_run
 from trainer.sets import Sets, Split
 from trainer.unclip import BATCH, UnClip, load
@@ -113,7 +111,7 @@ def evaluate(asked: EvalRun, say: Say) -> dict[str, Any]:
         "how": asdict(asked.how),
         "clip": unclip.clip.identity,
         "judge": {**judge.identity, "conditioned": not independent},
-        "prior": {"cosine": prior_cosines(prior, unclip, held, asked)},
+        "prior": {"cosine": _cosines(prior, unclip, held, asked)},
         **figures,
         "neighbours": {
             name: {"mean": float(values.mean()), "max": float(values.max())}
@@ -165,39 +163,23 @@ def drawn_samples(unclip: UnClip, captions: Sequence[str], asked: EvalRun, say: 
 
 
 @torch.inference_mode()
-def prior_cosines(prior: Prior, unclip: UnClip, held: HeldOut, asked: EvalRun) -> dict[str, float]:
-    """Mean cosine to the true picture vectors: of the prior as it is used and of its answer in one step, of the closed
-    form, of the training mean, and of another caption's picture; and of the prior's samples for one caption to one
-    another, which is about as large as theirs to the true one where they differ as pictures of a caption do."""
+def _cosines(prior: Prior, unclip: UnClip, held: HeldOut, asked: EvalRun) -> dict[str, float]:
+    """Mean cosines to the true picture vectors: of the prior, of the closed form and the mean of the set that is
+    compared with, and of another caption's picture."""
     device = unclip.clip.device
     true = held.sets.val.vectors("image", held.rows).to(device)
     words = unclip.words(held.captions)
-    seeds = range(asked.seed, asked.seed + 2 * len(true))
-    image, text = (Whitening(true.shape[1]) for _ in range(2))
-    image.fit(held.sets.some("image"))
-    text.fit(held.sets.some("text"))
-    weight = ridge(text(held.sets.some("text")), image(held.sets.some("image"))).to(device)
-    image, text = image.to(device), text.to(device)
-    last = torch.full((len(true),), len(cosine()) - 1, dtype=torch.int64, device=device)
-    keep = torch.ones(len(true), dtype=torch.bool, device=device)
-    noise = noise_for(seeds[: len(true)], (true.shape[1],), device)()
-    chunks = [slice(start, start + BATCH) for start in range(0, len(true), BATCH)]
-    one_step = [
-        prior(noise[c], last[c], words.vectors[c], words.tokens[c], words.mask[c], keep[c]).float() for c in chunks
-    ]
-    sampled, again = (
-        torch.cat([imagine(prior, words.take(c), own[c], asked.how) for c in chunks])
-        for own in (seeds[: len(true)], seeds[len(true) :])
-    )
-    guesses = {
-        "sampled": sampled,
-        "one_step": prior.image.inverse(torch.cat(one_step)),
-        "linear": image.inverse(text(words.vectors) @ weight.T),
+    images, texts = (held.sets.some(kind).to(device) for kind in ("image", "text"))
+    image, text = (Whitening(true.shape[1]).to(device) for _ in range(2))
+    image.fit(images)
+    text.fit(texts)
+    simpler = {
+        "linear": image.inverse(text(words.vectors) @ ridge(text(texts), image(images)).T),
         "mean": image.mean.expand_as(true),
         "unrelated": true[torch.from_numpy(other_caption(held.captions)).to(device)],
     }
-    cosines = {name: float(F.cosine_similarity(guess, true).mean()) for name, guess in guesses.items()}
-    return cosines | {"two_samples": float(F.cosine_similarity(sampled, again).mean())}
+    seeds = range(asked.seed, asked.seed + 2 * len(true))
+    return prior_cosines(prior, words, true, simpler, seeds, asked.how)
 
 
 @dataclass(frozen=True)

@@ -111,13 +111,12 @@ class TextRegression(nn.Module):
 class ResidualPrior(LinearPrior):
     """What the linear prior lacks: a regression from the text, and what a noised vector shows beyond its answer.
 
-    The noised vector is seen as deviation from that answer, on the axes of what the linear prior leaves. The best
-    linear estimate there (Wiener's) is the start; a network adds to it, steered by time and the answer, in units of
-    what the estimate leaves open. (Seeing vector and text as they are, this network took its own guesses for evidence
-    while it sampled, and drew nearly the same vector again and again for a text.)
+    The noised vector is seen as deviation from that answer, on the axes of what the linear prior leaves, or without a
+    text those of all vectors. The best linear estimate there (Wiener's) is the start; a network adds to it, steered by
+    time and the answer, in units of what the estimate leaves open. (Seeing vector and text as they are, this network
+    took its own guesses for evidence while it sampled, and drew nearly the same vector again and again for a text.)
 
-    Both networks add nothing at the start. Axes and variances are those of texts, not of the null, which is not told by
-    them. (Adaptive layer norm: Peebles and Xie 2022.)
+    Both networks add nothing at the start. (Adaptive layer norm: Peebles and Xie 2022.)
     """
 
     guided = True
@@ -129,8 +128,8 @@ class ResidualPrior(LinearPrior):
     def __init__(self, sizes: Sizes, config: PriorConfig) -> None:
         super().__init__(sizes)
         width = config.width
-        self.register_buffer("axes", torch.eye(sizes.embedding))
-        self.register_buffer("variance", torch.ones(sizes.embedding))  # of the deviations, along each axis
+        self.register_buffer("axes", torch.eye(sizes.embedding).repeat(2, 1, 1))  # without a text, and with one
+        self.register_buffer("variance", torch.ones(2, sizes.embedding))  # of the deviations, along each axis
         schedule = cosine()
         self.register_buffer("alpha", schedule.alpha[:, None], persistent=False)  # (T, 1)
         self.register_buffer("sigma", schedule.sigma[:, None], persistent=False)
@@ -144,12 +143,12 @@ class ResidualPrior(LinearPrior):
         self.dropout = nn.Dropout(config.dropout)
         self.exit = zeroed(nn.Linear(width, sizes.embedding))
 
-    def fit_axes(self, deviations: Tensor) -> None:
-        """Take axes and variances from what the linear prior leaves of whitened vectors (N, embedding)."""
-        leaves = deviations.double()
-        variance, axes = torch.linalg.eigh(leaves.T @ leaves / len(leaves))
-        self.variance.copy_(variance.clamp(min=HARDLY**2))
-        self.axes.copy_(axes)
+    def fit_axes(self, white: Tensor, left: Tensor) -> None:
+        """Take axes and variances from whitened vectors and what the linear prior leaves of them, (N, embedding)."""
+        for kept, deviations in enumerate((white.double(), left.double())):
+            variance, axes = torch.linalg.eigh(deviations.T @ deviations / len(deviations))
+            self.variance[kept].copy_(variance.clamp(min=HARDLY**2))
+            self.axes[kept].copy_(axes)
 
     def forward(
         self, zt: Tensor, t: Tensor, text_emb: Tensor, text_tokens: Tensor, text_mask: Tensor, keep_text: Tensor
@@ -157,12 +156,12 @@ class ResidualPrior(LinearPrior):
         white = self.white_text(text_emb, keep_text)
         answer = self.linear(white, keep_text) + self.regression(white)
         alpha, sigma = self.alpha[t], self.sigma[t]
-        spread = (alpha**2 * self.variance + sigma**2).sqrt()  # of noised deviations, along each axis
-        with torch.autocast(zt.device.type, enabled=False):
-            seen = (zt - alpha * answer) @ self.axes / spread
-        more = self._more(seen, t, answer) * self.variance.sqrt() * sigma / spread
-        with torch.autocast(zt.device.type, enabled=False):
-            out: Tensor = answer + (seen * alpha * self.variance / spread + more) @ self.axes.T
+        kept = keep_text.long()
+        variance = self.variance[kept]  # (B, embedding)
+        spread = (alpha**2 * variance + sigma**2).sqrt()  # of noised deviations, along each axis
+        seen = _chosen(zt - alpha * answer, self.axes, kept) / spread
+        more = self._more(seen, t, answer) * variance.sqrt() * sigma / spread
+        out: Tensor = answer + _chosen(seen * alpha * variance / spread + more, self.axes.mT, kept)
         return out
 
     def _more(self, seen: Tensor, t: Tensor, answer: Tensor) -> Tensor:
@@ -213,6 +212,12 @@ class TransformerPrior(Prior):
         return out
 
 
+def _chosen(vectors: Tensor, matrices: Tensor, which: Tensor) -> Tensor:
+    """Each of vectors (B, D) times the one of matrices (K, D, D) that `which` (B,) says; in float32."""
+    with torch.autocast(vectors.device.type, enabled=False):
+        return (vectors @ matrices)[which, torch.arange(len(which), device=which.device)]
+
+
 def normal(x: Tensor) -> Tensor:
     """Rows (B, width) with mean 0 and variance 1."""
     return F.layer_norm(x, x.shape[1:])
@@ -235,17 +240,33 @@ def ridge(inputs: Tensor, outputs: Tensor, share: float = RIDGE) -> Tensor:
     λ is `share` of the mean eigenvalue of XᵀX. W = YᵀX (XᵀX + λI)⁻¹ (Hoerl and Kennard 1970), in float64. Dimensions
     that hardly vary, where `Whitening` keeps a unit, are rounding and explain nothing.
     """
-    x, y = inputs.double(), outputs.double()
-    x = x * (x.square().mean(0) > HARDLY**2)
-    return ridge_of(x.T @ x, x.T @ y, share)
+    x = _varied(inputs)
+    return ridge_of(x.T @ x, x.T @ outputs.double(), share).float()
+
+
+def left_out(inputs: Tensor, outputs: Tensor, share: float = RIDGE) -> Tensor:
+    """What `ridge` leaves of each row of outputs (N, D) if that row is not among those it is fitted to.
+
+    It is (y - W x) / (1 - xᵀ(XᵀX + λI)⁻¹x), with the W and the λ of all rows (Allen 1974, "The relationship between
+    variable selection and data augmentation"). What is left of rows fitted to is smaller, more so the fewer they are.
+    """
+    x, y = _varied(inputs), outputs.double()
+    gram = x.T @ x
+    leverage = (ridge_of(gram, x.T, share) * x).sum(dim=1, keepdim=True)
+    return ((y - x @ ridge_of(gram, x.T @ y, share).T) / (1 - leverage)).float()
+
+
+def _varied(inputs: Tensor) -> Tensor:
+    x = inputs.double()
+    return x * (x.square().mean(0) > HARDLY**2)
 
 
 def ridge_of(gram: Tensor, product: Tensor, share: float = RIDGE) -> Tensor:
-    """The same of XᵀX (D', D') and XᵀY (D', D), float64."""
+    """The same of XᵀX (D', D') and XᵀY (D', D), all in float64."""
     size = len(gram)
     more = share * float(gram.trace()) / size or 1.0  # inputs that are all the same explain nothing: W = 0
     solved: Tensor = torch.linalg.solve(gram + more * torch.eye(size, dtype=gram.dtype, device=gram.device), product)
-    return solved.T.float()
+    return solved.T
 
 
 def better_of(candidates: Tensor, text_emb: Tensor) -> Tensor:

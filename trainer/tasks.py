@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline.base import Config
 from trainer import diffusion, sampling
-from trainer.cascade import DEFAULT, Words, decoder_denoise, decoder_noise, draw, enlarge, imagine
+from trainer.cascade import DEFAULT, Words, decoder_denoise, decoder_noise, draw, enlarge
 from trainer.decoder import Decoder, DecoderConfig
 from trainer.pictures import grid, write_png
-from trainer.prior import LinearPrior, Prior, PriorConfig, ResidualPrior, ridge
+from trainer.prior import LinearPrior, Prior, PriorConfig, ResidualPrior, left_out, ridge
+from trainer.prior_cosines import prior_cosines
 from trainer.saved import build, save_model
 from trainer.sets import Sets, Split
 from trainer.task import Tensors
@@ -120,7 +120,7 @@ class PriorTask(_Task):
         if isinstance(self.model, LinearPrior):
             self.model.weight.copy_(self._weight)
         if isinstance(self.model, ResidualPrior):
-            self.model.fit_axes(target - white @ self._weight.T)
+            self.model.fit_axes(target, left_out(white, target))
 
     def draw(self, count: int, generator: torch.Generator) -> Tensors:
         eps = _normal((count, self.sets.sizes.embedding), generator)
@@ -138,28 +138,17 @@ class PriorTask(_Task):
 
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
-        """Mean held-out cosines to the true vector: of the mean, of the linear prior, of this one in one step (its
-        mean answer) and as it is sampled, the better of two; and of two such samples to one another. Those two are
-        about equal where samples differ as much as the pictures that a text may have."""
+        """Mean cosines of the held-out rows, as `prior_cosines` tells them."""
         device = self._device
         batch = {name: value.to(device) for name, value in self.held_out().items()}
-        true, words = batch["image"], Words(batch["text"], batch["tokens"], batch["mask"])
-        keep = torch.ones(len(true), dtype=torch.bool, device=device)
-        last = torch.full_like(keep, len(self._schedule) - 1, dtype=torch.int64)
-        start = _normal(tuple(true.shape), torch.Generator(device).manual_seed(0))
-
-        def unit(white: Tensor) -> Tensor:
-            return F.normalize(self.prior.image.inverse(white), dim=1)
-
-        guesses = {
-            "mean": F.normalize(self.prior.image.mean.expand_as(true), dim=1),
-            "linear": unit(self.prior.text(words.vectors) @ self._weight.T.to(device)),
-            "one_step": unit(self.prior(start, last, words.vectors, words.tokens, words.mask, keep)),
-            "sampled": imagine(self.prior, words, range(len(true)), DEFAULT),
+        words = Words(batch["text"], batch["tokens"], batch["mask"])
+        linear = self.prior.text(words.vectors) @ self._weight.T.to(device)
+        simpler = {
+            "mean": self.prior.image.mean.expand_as(linear),  # the mean training vector, whatever the text
+            "linear": self.prior.image.inverse(linear),
         }
-        again = imagine(self.prior, words, range(len(true), 2 * len(true)), DEFAULT)
-        cosines = {name: float((guess * true).sum(dim=1).mean()) for name, guess in guesses.items()}
-        cosines["two_samples"] = float((guesses["sampled"] * again).sum(dim=1).mean())
+        seeds = range(2 * len(batch["text"]))
+        cosines = prior_cosines(self.prior, words, batch["image"], simpler, seeds, DEFAULT)
         return {f"cosine/{name}": value for name, value in cosines.items()}
 
     def _read(self, split: Split, rows: NDArray[np.int64]) -> Tensors:

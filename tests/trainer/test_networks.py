@@ -12,7 +12,7 @@ from trainer import diffusion
 from trainer.conditions import Sizes, Whitening, end_states
 from trainer.decoder import Decoder, DecoderConfig
 from trainer.layers import Attention, attend, blur, time_features
-from trainer.prior import Prior, PriorConfig, ResidualPrior, better_of, build_prior, ridge
+from trainer.prior import Prior, PriorConfig, ResidualPrior, better_of, build_prior, left_out, ridge
 from trainer.sampling import dpm_solver, steps
 from trainer.tasks import crops
 from trainer.upsampler import Upsampler, UpsamplerConfig, shrunk, worsened
@@ -151,6 +151,17 @@ def test_ridge_finds_a_linear_map_and_shrinks_it() -> None:
     torch.testing.assert_close(ridge(x, x @ true.T, 0.5), expected.float(), atol=1e-5, rtol=1e-5)
 
 
+def test_what_is_left_of_a_row_is_what_a_regression_without_it_leaves() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(20, width, generator=generator).double() for width in (12, 5))
+    left, lam = left_out(x, y, 0.1), 0.1 * x.square().sum() / 12
+    for row in range(20):
+        others = torch.arange(20) != row
+        gram = x[others].T @ x[others] + lam * torch.eye(12)
+        expected = y[row] - torch.linalg.solve(gram, x[others].T @ y[others]).T @ x[row]
+        torch.testing.assert_close(left[row], expected.float(), atol=1e-5, rtol=1e-5)
+
+
 def test_a_linear_prior_sees_the_text_alone() -> None:
     linear, weight = prior("linear"), torch.randn(16, 16)
     linear.weight.copy_(weight)  # type: ignore[operator]
@@ -161,30 +172,34 @@ def test_a_linear_prior_sees_the_text_alone() -> None:
 
 
 def fitted() -> tuple[ResidualPrior, Tensor, Tensor]:
-    """A fresh residual prior, the linear map it starts at and the covariance (16, 16) of what that leaves."""
+    """A fresh residual prior, the linear map it starts at, and the covariances (2, 16, 16) of all vectors and of what
+    that map leaves of them."""
     residual, weight = prior("residual"), torch.randn(16, 16)
     assert isinstance(residual, ResidualPrior)
-    deviations = torch.randn(500, 16) @ torch.randn(16, 16)
+    both = torch.randn(2, 500, 16) @ torch.randn(2, 16, 16)
     residual.weight.copy_(weight)
-    residual.fit_axes(deviations)
-    return residual, weight, deviations.T @ deviations / len(deviations)
+    residual.fit_axes(*both)
+    return residual, weight, both.mT @ both / 500
 
 
 def test_a_fresh_residual_prior_gives_the_mean_of_a_normal_vector_under_text_and_noise() -> None:
-    """x = W·text + r and z = α·x + σ·ε with r ~ N(0, C): E[x | z, text] by the rules of joint normals."""
-    residual, weight, cov = fitted()
+    """x = W·text + r and z = α·x + σ·ε with r ~ N(0, C): E[x | z, text] by the rules of joint normals. Without a text
+    W·text is 0 and C that of all vectors."""
+    residual, weight, covariances = fitted()
     text, tokens, mask = conditions()
     z, schedule = torch.randn(3, 16), diffusion.cosine()
-    found = residual(z, T, text, tokens, mask, YES)
+    keep = torch.tensor([True, False, True])
+    found = residual(z, T, text, tokens, mask, keep)
     for row, t in enumerate(T.tolist()):
-        alpha, sigma, linear = schedule.alpha[t], schedule.sigma[t], weight @ text[row]
+        alpha, sigma, linear = schedule.alpha[t], schedule.sigma[t], weight @ text[row] * keep[row]
+        cov = covariances[int(keep[row])].double()
         both = alpha**2 * cov + sigma**2 * torch.eye(16)
-        expected = linear + alpha * cov @ torch.linalg.solve(both, z[row] - alpha * linear)
-        torch.testing.assert_close(found[row], expected, atol=2e-4, rtol=1e-4)
+        expected = linear + alpha * cov @ torch.linalg.solve(both, (z[row] - alpha * linear).double())
+        torch.testing.assert_close(found[row], expected.float(), atol=2e-4, rtol=1e-4)
 
 
 def test_a_fresh_residual_prior_samples_vectors_as_spread_as_those_it_was_fitted_to() -> None:
-    residual, weight, cov = fitted()
+    residual, weight, (_, cov) = fitted()
     text = F.normalize(torch.randn(1, 16), dim=1).expand(4000, -1)
     tokens, mask, keep = torch.zeros(4000, 0, 12), torch.zeros(4000, 0, dtype=torch.bool), torch.ones(4000).bool()
 
