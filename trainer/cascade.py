@@ -43,7 +43,7 @@ class How:
     prior_steps: int = 16
     steps: int = 24
     large_steps: int = 12
-    prior_guidance: float = 1.0
+    prior_guidance: float = 1.25  # little, so that the pictures of a text still differ
     image_guidance: float = 2.0
     text_guidance: float = 2.0  # of what the text says beyond the picture vector
 

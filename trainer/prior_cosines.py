@@ -39,7 +39,7 @@ def prior_cosines(
 
     `sampled`: as the prior is used, the better of two; `one_step`: its mean answer. `two_samples` are those of a text's
     samples to one another, for which there are twice as many seeds as texts: about (mean answer's)² where samples
-    differ as the pictures of a text do.
+    differ as the pictures of a text do, more the more they are guided.
     """
     chunks = [slice(start, start + ROWS) for start in range(0, len(true), ROWS)]
     first, second = seeds[: len(true)], seeds[len(true) :]
