@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 import time
 from collections import Counter
@@ -17,7 +18,9 @@ import pytest
 from pipeline.fetch import FetchConfig
 from pipeline.fetch.client import Client
 
-Answer = bytes | Callable[[socket.socket, "Request"], None]
+Handler = Callable[[socket.socket, "Request"], None]
+Answer = bytes | Handler
+HEAD = b"HTTP/1.1 200 OK\r\n"
 
 
 @dataclass
@@ -38,6 +41,42 @@ def ok(body: bytes = b"picture", *headers: str, status: str = "200 OK") -> bytes
 
 def redirect(location: str, status: str = "302 Found") -> bytes:
     return ok(b"moved", f"Location: {location}", status=status)
+
+
+def drip(pieces: bytes, pause: float = 0.05) -> Handler:
+    def handler(link: socket.socket, _: Request) -> None:
+        while True:
+            for at in range(len(pieces)):
+                link.sendall(pieces[at : at + 1])
+                time.sleep(pause)
+
+    return handler
+
+
+def endless(start: bytes, more: bytes) -> Handler:
+    def handler(link: socket.socket, _: Request) -> None:
+        link.sendall(start)
+        while True:
+            link.sendall(more)
+
+    return handler
+
+
+def reset(start: bytes) -> Handler:
+    def handler(link: socket.socket, _: Request) -> None:
+        link.sendall(start)
+        time.sleep(0.05)
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    return handler
+
+
+def after(start: bytes, handler: Handler) -> Handler:
+    def both(link: socket.socket, request: Request) -> None:
+        link.sendall(start)
+        handler(link, request)
+
+    return both
 
 
 class Web:

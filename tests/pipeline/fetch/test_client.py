@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
 import hashlib
 import shutil
 import socket
 import ssl
-import struct
 import subprocess
 import threading
 import time
@@ -20,13 +18,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipeline.fetch.client import Client, FetchConfig, backoff, retryable
-from pipeline.fetch.limits import HostBusy, HostLimits
+from pipeline.fetch.client import Client, FetchConfig
 
-from .conftest import Request, Web, ok, redirect
+from .conftest import HEAD, Handler, Request, Web, after, drip, endless, ok, redirect, reset
 
 Make = Callable[..., Client]
-Handler = Callable[[socket.socket, Request], None]
 
 
 def test_a_picture(client: Make, web: Web) -> None:
@@ -121,78 +117,41 @@ def test_unknown_or_stacked_encodings(client: Make, web: Web) -> None:
     assert (client().fetch("http://a.web.test/x").error or "").startswith("protocol")
 
 
-def _drip(pieces: bytes, pause: float = 0.05) -> Handler:
-    def handler(link: socket.socket, _: Request) -> None:
-        while True:
-            for at in range(len(pieces)):
-                link.sendall(pieces[at : at + 1])
-                time.sleep(pause)
-
-    return handler
-
-
-def _endless(start: bytes, more: bytes) -> Handler:
-    def handler(link: socket.socket, _: Request) -> None:
-        link.sendall(start)
-        while True:
-            link.sendall(more)
-
-    return handler
-
-
-def _reset(start: bytes) -> Handler:
-    def handler(link: socket.socket, _: Request) -> None:
-        link.sendall(start)
-        time.sleep(0.05)
-        link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-    return handler
-
-
-def _after(start: bytes, handler: Handler) -> Handler:
-    def both(link: socket.socket, request: Request) -> None:
-        link.sendall(start)
-        handler(link, request)
-
-    return both
-
-
-HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 LINE = b"X: " + b"y" * 9000 + b"\r\n"
 HOSTILE: dict[str, tuple[bytes | Handler, tuple[str, ...]]] = {
     "silence": (lambda link, _: time.sleep(3), ("timeout",)),
     "silence after the head": (
-        _after(HEAD + b"Content-Length: 9\r\n\r\n", lambda link, _: time.sleep(3)),
+        after(HEAD + b"Content-Length: 9\r\n\r\n", lambda link, _: time.sleep(3)),
         ("timeout",),
     ),
-    "drip in the status line": (_drip(b"HTTP/1.1 200 " + b"O" * 5000), ("timeout",)),
-    "drip in the headers": (_after(HEAD, _drip(b"X-A: b\r\n")), ("timeout",)),
-    "drip in the body": (_after(HEAD + b"Content-Length: 9000\r\n\r\n", _drip(b"x")), ("timeout",)),
-    "drip in chunks": (_after(CHUNKED, _drip(b"1\r\nx\r\n")), ("timeout",)),
-    "drip without a length": (_after(HEAD + b"\r\n", _drip(b"x")), ("timeout",)),
-    "endless status line": (_endless(b"", b"A" * 65536), ("protocol", "too_large")),
-    "endless header line": (_endless(HEAD + b"X: ", b"A" * 65536), ("protocol", "too_large")),
-    "endless headers": (_endless(HEAD, b"X: y\r\n" * 5000), ("protocol",)),
-    "endless interim answers": (_endless(b"", b"HTTP/1.1 100 Continue\r\n" + LINE * 50 + b"\r\n"), ("too_large",)),
-    "endless body": (_endless(HEAD + b"\r\n", b"x" * 65536), ("too_large",)),
-    "endless chunks": (_endless(CHUNKED, b"1\r\nx\r\n" * 9000), ("too_large", "timeout")),
-    "endless chunk extension": (_endless(CHUNKED + b"1;", b"x" * 65536), ("protocol", "too_large", "truncated")),
-    "endless trailers": (_endless(CHUNKED + b"1\r\nx\r\n0\r\n", LINE * 9), ("too_large",)),
-    "reset at once": (_reset(b""), ("reset",)),
-    "reset in the headers": (_reset(HEAD + b"X-A"), ("reset", "protocol")),
-    "reset in the body": (_reset(HEAD + b"Content-Length: 99\r\n\r\nx"), ("reset", "truncated")),
+    "drip in the status line": (drip(b"HTTP/1.1 200 " + b"O" * 5000), ("timeout",)),
+    "drip in the headers": (after(HEAD, drip(b"X-A: b\r\n")), ("timeout",)),
+    "drip in the body": (after(HEAD + b"Content-Length: 9000\r\n\r\n", drip(b"x")), ("timeout",)),
+    "drip in chunks": (after(CHUNKED, drip(b"1\r\nx\r\n")), ("timeout",)),
+    "drip without a length": (after(HEAD + b"\r\n", drip(b"x")), ("timeout",)),
+    "endless status line": (endless(b"", b"A" * 65536), ("protocol", "too_large")),
+    "endless header line": (endless(HEAD + b"X: ", b"A" * 65536), ("protocol", "too_large")),
+    "endless headers": (endless(HEAD, b"X: y\r\n" * 5000), ("protocol",)),
+    "endless interim answers": (endless(b"", b"HTTP/1.1 100 Continue\r\n" + LINE * 50 + b"\r\n"), ("too_large",)),
+    "endless body": (endless(HEAD + b"\r\n", b"x" * 65536), ("too_large",)),
+    "endless chunks": (endless(CHUNKED, b"1\r\nx\r\n" * 9000), ("too_large", "timeout")),
+    "endless chunk extension": (endless(CHUNKED + b"1;", b"x" * 65536), ("protocol", "too_large", "truncated")),
+    "endless trailers": (endless(CHUNKED + b"1\r\nx\r\n0\r\n", LINE * 9), ("too_large",)),
+    "reset at once": (reset(b""), ("reset",)),
+    "reset in the headers": (reset(HEAD + b"X-A"), ("reset", "protocol")),
+    "reset in the body": (reset(HEAD + b"Content-Length: 99\r\n\r\nx"), ("reset", "truncated")),
     "closed at once": (lambda link, _: None, ("reset",)),
-    "shorter than it says": (_after(HEAD + b"Content-Length: 99\r\n\r\nx", lambda link, _: None), ("truncated",)),
-    "chunks that stop": (_after(CHUNKED + b"5\r\nab", lambda link, _: None), ("truncated",)),
-    "chunks without an end": (_after(CHUNKED + b"2\r\nab\r\n", lambda link, _: None), ("truncated",)),
-    "chunk size nonsense": (_after(CHUNKED + b"zz\r\n", lambda link, _: None), ("truncated", "protocol")),
+    "shorter than it says": (after(HEAD + b"Content-Length: 99\r\n\r\nx", lambda link, _: None), ("truncated",)),
+    "chunks that stop": (after(CHUNKED + b"5\r\nab", lambda link, _: None), ("truncated",)),
+    "chunks without an end": (after(CHUNKED + b"2\r\nab\r\n", lambda link, _: None), ("truncated",)),
+    "chunk size nonsense": (after(CHUNKED + b"zz\r\n", lambda link, _: None), ("truncated", "protocol")),
     "two lengths": (HEAD + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", ("protocol", "truncated", "timeout")),
-    "not HTTP": (_after(b"SSH-2.0-OpenSSH_9.6\r\n", lambda link, _: None), ("protocol",)),
-    "bad status": (_after(b"HTTP/1.1 abc\r\n\r\n", lambda link, _: None), ("protocol",)),
-    "huge status": (_after(b"HTTP/1.1 99999 X\r\n\r\n", lambda link, _: None), ("protocol", "http_")),
+    "not HTTP": (after(b"SSH-2.0-OpenSSH_9.6\r\n", lambda link, _: None), ("protocol",)),
+    "bad status": (after(b"HTTP/1.1 abc\r\n\r\n", lambda link, _: None), ("protocol",)),
+    "huge status": (after(b"HTTP/1.1 99999 X\r\n\r\n", lambda link, _: None), ("protocol", "http_")),
     "NULs in headers": (
-        _after(HEAD + b"X\0: \0\r\nContent-Length: 0\r\n\r\n", lambda link, _: None),
+        after(HEAD + b"X\0: \0\r\nContent-Length: 0\r\n\r\n", lambda link, _: None),
         ("protocol", "empty"),
     ),
 }
@@ -235,132 +194,6 @@ def test_dead_hosts(client: Make, web: Web, monkeypatch: pytest.MonkeyPatch) -> 
     assert time.monotonic() - start < 1
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        ok(status="503 Busy"),
-        ok(status="500 Oops"),
-        ok(status="429 Slow"),
-        _reset(b""),
-        _after(HEAD + b"Content-Length: 99\r\n\r\nx", lambda link, _: None),
-    ],
-)
-def test_what_can_succeed_is_tried_again(
-    client: Make, web: Web, first: bytes | Handler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.fetch.client.BACKOFF", 0.1)
-
-    def flaky(link: socket.socket, request: Request) -> None:
-        if len(web.asked("/x")) <= 2:
-            link.sendall(first) if isinstance(first, bytes) else first(link, request)
-        else:
-            link.sendall(ok())
-
-    web.pages["/x"] = flaky
-    fetched = client(retries=2).fetch("http://a.web.test/x")
-    assert (fetched.body, fetched.attempts) == (b"picture", 3)
-    times = [request.at for request in web.log]
-    assert times[1] - times[0] >= 0.05 and times[2] - times[1] >= 0.1
-
-
-@pytest.mark.parametrize("status", [429, 503])
-@pytest.mark.parametrize("asked", [(), ("Retry-After: 7",)])
-def test_a_busy_host_is_held_before_another_process_has_its_turn(
-    client: Make, web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, asked: tuple[str, ...]
-) -> None:
-    held: list[tuple[str, float, int]] = []
-    plain = HostLimits.hold
-
-    def hold(limits: HostLimits, host: str, seconds: float, status: int) -> None:
-        with pytest.raises(HostBusy), HostLimits(tmp_path / "limits/hosts", 1, 1e4).turn(host, 0):
-            pass
-        held.append((host, seconds, status))
-        plain(limits, host, min(seconds, 0.01), status)
-
-    monkeypatch.setattr(HostLimits, "hold", hold)
-    web.pages["a.web.test/x"] = redirect("http://b.web.test/x")
-    web.pages["b.web.test/x"] = ok(b"", *asked, status=f"{status} Busy")
-    fetched = client(retries=2, per_host_connections=1, max_wait=60).fetch("http://a.web.test/x")
-    assert (fetched.error, fetched.attempts) == (f"http_{status}", 3)
-    pauses = [7 if asked else backoff("http://b.web.test/x", retry) for retry in range(3)]
-    assert held == [("b.web.test", pause, status) for pause in pauses]
-
-
-@pytest.mark.parametrize("status", [500, 502, 504])
-def test_a_broken_host_may_not_ask_to_wait(
-    client: Make, web: Web, monkeypatch: pytest.MonkeyPatch, status: int
-) -> None:
-    monkeypatch.setattr("pipeline.fetch.client.BACKOFF", 0.05)
-    web.pages["/x"] = ok(b"", "Retry-After: 600", status=f"{status} Broken")
-    assert client(retries=1).fetch("http://a.web.test/x").attempts == 2
-    web.pages["/y"] = ok()
-    assert client(max_wait=1).fetch("http://a.web.test/y").body == b"picture"
-
-
-def test_a_full_disk_of_ours_is_not_the_servers_fault(client: Make, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "no space left")
-
-    monkeypatch.setattr(HostLimits, "hold", full)
-    web.pages["/x"] = ok(status="503 Busy")
-    with pytest.raises(OSError, match="no space left"):
-        client().fetch("http://a.web.test/x")
-
-
-@pytest.mark.parametrize("page", [ok(status="404 No"), ok(status="403 No"), ok(b""), redirect("/x"), ok(b"x" * 9999)])
-def test_what_cannot_succeed_is_not(client: Make, web: Web, page: bytes) -> None:
-    web.pages["/x"] = page
-    assert client(retries=5, max_bytes=99).fetch("http://a.web.test/x").attempts == 1
-    assert len(web.log) == 1
-
-
-def test_a_host_known_to_be_out_of_reach_is_not_tried_again(client: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.fetch.client.BACKOFF", 0.05)
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    careful = client(robots=True, retries=2, connect={"gone.test": f"127.0.0.1:{port}"})
-    for name in ("one", "two"):  # robots.txt was asked for three times, and what came of it is remembered
-        fetched = careful.fetch(f"http://gone.test/{name}")
-        assert (fetched.error, fetched.attempts) == ("connect: connection refused", 1)
-
-
-def test_retryable_codes() -> None:
-    for error in (
-        "timeout",
-        "timeout: reading",
-        "reset",
-        "truncated: x",
-        "http_429",
-        "http_503: x",
-        "connect: refused",
-        "dns: temporary failure",
-        "robots: unreachable: http_503",
-    ):
-        assert retryable(error)
-    for error in (
-        "http_404",
-        "robots: disallowed",
-        "opt_out: x",
-        "blocked_address: x",
-        "invalid_url",
-        "scheme",
-        "tls: x",
-        "dns: no such host",
-        "too_large",
-        "empty",
-        "redirect_loop",
-        "redirect_scheme",
-        "protocol",
-    ):
-        assert not retryable(error)
-
-
-def test_backoff_is_bounded_and_repeats() -> None:
-    waits = [backoff(f"http://x.test/{n}", retry) / 2**retry for n in range(200) for retry in range(3)]
-    assert 0.25 <= min(waits) < 0.3 and 0.7 < max(waits) <= 0.75
-    assert waits == [backoff(f"http://x.test/{n}", retry) / 2**retry for n in range(200) for retry in range(3)]
-
-
 def test_the_total_covers_redirects_and_retries(client: Make, web: Web) -> None:
     def slow(link: socket.socket, request: Request) -> None:
         time.sleep(0.3)
@@ -373,7 +206,7 @@ def test_the_total_covers_redirects_and_retries(client: Make, web: Web) -> None:
 
 
 def test_threads_do_not_share_deadlines(client: Make, web: Web) -> None:
-    web.pages |= {"slow.web.test/x": _drip(b"x"), "fast.web.test/x": ok(b"y" * 300_000)}
+    web.pages |= {"slow.web.test/x": drip(b"x"), "fast.web.test/x": ok(b"y" * 300_000)}
     one = client(total_timeout=1.0)
     urls = ["http://slow.web.test/x", "http://fast.web.test/x"] * 8
     with ThreadPoolExecutor(16) as pool:
