@@ -111,6 +111,8 @@ def fit(run: FitRun, say: Say) -> bool:
         about_set = read_json(run.shards / "dataset.json")
         plans = {name: _plan(name, run, sets, about_set, deadline) for name in run.only}
         done = {name for name, plan in plans.items() if is_done(plan)}  # raises where a state is of another run
+        for name in done:
+            saved.load_model(run.out, name)  # one of another version cannot be used
         set_digest = digest(about_set)
         _check_same_set(run, set_digest)
         _check_ahead({name: plan for name, plan in plans.items() if name not in done}, run.config, sets, place)

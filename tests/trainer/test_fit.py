@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline.base import HeadraceError, parse_config, write_toml
 from pipeline.clip import Clip
@@ -59,6 +60,18 @@ def test_a_set_is_passed_through_so_often_and_no_more(shards: Path, tmp_path: Pa
     assert fit(asked, silent) and checkpoint.scalars(asked.out / "prior" / STATE)["step"] == steps
     lines: list[str] = []
     assert fit(replace(asked, resume=True), lines.append) and f"prior: all {steps} steps are done" in lines
+
+
+def test_a_finished_model_of_another_version_is_refused_before_the_next_is_trained(
+    shards: Path, fitted: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(fitted, tmp_path / "old")
+    weights = out / "prior" / WEIGHTS
+    save_file({f"old.{name}": value for name, value in load_file(weights).items()}, weights)
+    shutil.rmtree(out / "decoder")
+    with pytest.raises(HeadraceError, match="does not fit its config") as caught:
+        fit(run(shards, out, resume=True), silent)
+    assert "train the prior again, in another --out" in str(caught.value.hint) and not (out / "decoder").exists()
 
 
 def test_stopping_often_ends_where_not_stopping_does(shards: Path, fitted: Path, tmp_path: Path) -> None:
