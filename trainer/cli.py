@@ -9,8 +9,19 @@ from typing import Annotated
 import typer
 
 from pipeline.base import HeadraceError, run_command
-from trainer import cli_pictures
-from trainer.cli_pictures import ClipOption, GuidanceOption, RunOption, SeedOption, StepsOption, how_of
+from trainer.cli_pictures import (
+    ClipOption,
+    GuidanceOption,
+    RunOption,
+    SeedOption,
+    StepsOption,
+    blend,
+    edit,
+    how_of,
+    inpaint,
+    sample,
+    vary,
+)
 
 PARTLY = 1
 
@@ -91,7 +102,7 @@ def fit(
     _end_of_training(out, fit(run, lambda line: typer.echo(line, err=True)))
 
 
-for draws in (cli_pictures.sample, cli_pictures.vary, cli_pictures.blend, cli_pictures.edit, cli_pictures.inpaint):
+for draws in (sample, vary, blend, edit, inpaint):
     app.command()(draws)
 
 

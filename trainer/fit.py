@@ -111,8 +111,9 @@ def fit(run: FitRun, say: Say) -> bool:
         about_set = read_json(run.shards / "dataset.json")
         plans = {name: _plan(name, run, sets, about_set, deadline) for name in run.only}
         done = {name for name, plan in plans.items() if is_done(plan)}  # raises where a state is of another run
-        for name in done:
-            saved.load_model(run.out, name)  # one of another version cannot be used
+        for name in NAMES:
+            if saved.is_saved(run.out, name) and (name in done or name not in run.only):
+                saved.load_model(run.out, name)  # one of another version is told now, not when all are trained
         set_digest = digest(about_set)
         _check_same_set(run, set_digest)
         _check_ahead({name: plan for name, plan in plans.items() if name not in done}, run.config, sets, place)

@@ -20,7 +20,7 @@ from trainer.conditions import HARDLY, NullText, Sizes, Whitening
 from trainer.diffusion import cosine
 from trainer.layers import TimeEmbedding, TransformerBlock, zeroed
 
-RIDGE = 1e-3  # of the mean eigenvalue
+SHARES = 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0  # of the mean eigenvalue: what λ of `ridge` may be
 
 
 class PriorConfig(Config):
@@ -143,9 +143,9 @@ class ResidualPrior(LinearPrior):
         self.dropout = nn.Dropout(config.dropout)
         self.exit = zeroed(nn.Linear(width, sizes.embedding))
 
-    def fit_axes(self, white: Tensor, left: Tensor) -> None:
+    def fit_axes(self, images: Tensor, left: Tensor) -> None:
         """Take axes and variances from whitened vectors and what the linear prior leaves of them, (N, embedding)."""
-        for kept, deviations in enumerate((white.double(), left.double())):
+        for kept, deviations in enumerate((images.double(), left.double())):
             variance, axes = torch.linalg.eigh(deviations.T @ deviations / len(deviations))
             self.variance[kept].copy_(variance.clamp(min=HARDLY**2))
             self.axes[kept].copy_(axes)
@@ -234,39 +234,36 @@ def build_prior(config: PriorConfig, sizes: Sizes) -> Prior:
             return TransformerPrior(sizes, config)
 
 
-def ridge(inputs: Tensor, outputs: Tensor, share: float = RIDGE) -> Tensor:
-    """W (D, D') that minimises Σ|y - W x|² + λ|W|² over rows of inputs (N, D') and outputs (N, D), both centred.
+def ridge(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """W (D, D') of the ridge regression of outputs (N, D) on inputs (N, D'), both centred, and what is left (N, D).
 
-    λ is `share` of the mean eigenvalue of XᵀX. W = YᵀX (XᵀX + λI)⁻¹ (Hoerl and Kennard 1970), in float64. Dimensions
-    that hardly vary, where `Whitening` keeps a unit, are rounding and explain nothing.
+    Left is what a regression without a row, and without its part in the means, leaves of it: (y - W x) / (1 - 1/N -
+    xᵀ(XᵀX + λI)⁻¹x), with the W and the λ of all rows. The share of `SHARES` with the least of it, squared, is taken
+    (Allen 1974, "The relationship between variable selection and data augmentation and a method for prediction"):
+    few rows need much. Dimensions that hardly vary, where `Whitening` keeps a unit, are rounding and explain nothing.
     """
-    x = _varied(inputs)
-    return ridge_of(x.T @ x, x.T @ outputs.double(), share).float()
+    x, y = inputs.double(), outputs.double()
+    x = x * (x.square().mean(0) > HARDLY**2)
+    gram, product = x.T @ x, x.T @ y
+
+    def left_out(share: float) -> Tensor:
+        hat = ridge_of(gram, x.T, share).T
+        leverage = 1 / len(x) + (hat * x).sum(dim=1, keepdim=True)
+        return (y - hat @ product) / (1 - leverage)
+
+    share = min(SHARES, key=lambda share: float(left_out(share).square().sum()))
+    return ridge_of(gram, product, share).T.float(), left_out(share).float()
 
 
-def left_out(inputs: Tensor, outputs: Tensor, share: float = RIDGE) -> Tensor:
-    """What `ridge` leaves of each row of outputs (N, D) if that row is not among those it is fitted to.
+def ridge_of(gram: Tensor, product: Tensor, share: float) -> Tensor:
+    """(XᵀX + λI)⁻¹XᵀY (D', D) of XᵀX (D', D') and XᵀY, in float64: the map that minimises Σ|y - x W|² + λ|W|².
 
-    It is (y - W x) / (1 - xᵀ(XᵀX + λI)⁻¹x), with the W and the λ of all rows (Allen 1974, "The relationship between
-    variable selection and data augmentation"). What is left of rows fitted to is smaller, more so the fewer they are.
+    λ is `share` of the mean eigenvalue of XᵀX (Hoerl and Kennard 1970).
     """
-    x, y = _varied(inputs), outputs.double()
-    gram = x.T @ x
-    leverage = (ridge_of(gram, x.T, share) * x).sum(dim=1, keepdim=True)
-    return ((y - x @ ridge_of(gram, x.T @ y, share).T) / (1 - leverage)).float()
-
-
-def _varied(inputs: Tensor) -> Tensor:
-    x = inputs.double()
-    return x * (x.square().mean(0) > HARDLY**2)
-
-
-def ridge_of(gram: Tensor, product: Tensor, share: float = RIDGE) -> Tensor:
-    """The same of XᵀX (D', D') and XᵀY (D', D), all in float64."""
     size = len(gram)
     more = share * float(gram.trace()) / size or 1.0  # inputs that are all the same explain nothing: W = 0
     solved: Tensor = torch.linalg.solve(gram + more * torch.eye(size, dtype=gram.dtype, device=gram.device), product)
-    return solved.T
+    return solved
 
 
 def better_of(candidates: Tensor, text_emb: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ROWS = 256  # at a time
 
 
-def one_step(prior: Prior, words: Words, seeds: Sequence[int]) -> Tensor:
+def _one_step(prior: Prior, words: Words, seeds: Sequence[int]) -> Tensor:
     """The prior's answer (B, D) where all is noise, one noise per seed: the mean of the vectors that it expects."""
     device, width = words.vectors.device, words.vectors.shape[1]
     last = torch.full((len(seeds),), len(cosine()) - 1, dtype=torch.int64, device=device)
@@ -33,21 +33,21 @@ def one_step(prior: Prior, words: Words, seeds: Sequence[int]) -> Tensor:
 
 
 def prior_cosines(
-    prior: Prior, words: Words, true: Tensor, simpler: Mapping[str, Tensor], seeds: Sequence[int], how: How
+    prior: Prior, words: Words, true: Tensor, simpler: Mapping[str, Tensor], seed: int, how: How
 ) -> dict[str, float]:
     """Mean cosines to true picture vectors (B, D), of the prior and of `simpler` answers (B, D).
 
-    `sampled`: as the prior is used, the better of two; `one_step`: its mean answer. `two_samples` are those of a text's
-    samples to one another, for which there are twice as many seeds as texts: about (mean answer's)² where samples
-    differ as the pictures of a text do, more the more they are guided.
+    `sampled`: as the prior is used, the better of two, seeds counting from `seed`; `one_step`: its mean answer.
+    `two_samples` are those of a text's samples to one another: about (mean answer's)² where samples differ as the
+    pictures of a text do, more the more they are guided.
     """
     chunks = [slice(start, start + ROWS) for start in range(0, len(true), ROWS)]
-    first, second = seeds[: len(true)], seeds[len(true) :]
+    first, second = range(seed, seed + len(true)), range(seed + len(true), seed + 2 * len(true))
     sampled = torch.cat([imagine(prior, words.take(c), first[c], how) for c in chunks])
     again = torch.cat([imagine(prior, words.take(c), second[c], how) for c in chunks])
     guesses = {
         "sampled": sampled,
-        "one_step": torch.cat([one_step(prior, words.take(c), first[c]) for c in chunks]),
+        "one_step": torch.cat([_one_step(prior, words.take(c), first[c]) for c in chunks]),
         **simpler,
     }
     cosines = {name: float(F.cosine_similarity(guess, true).mean()) for name, guess in guesses.items()}

@@ -56,7 +56,7 @@ class Readout:
         product = x.new_zeros(x.shape[1], len(self._weight))
         for part, texts in zip(torch.split(x, ROWS), torch.split(tokens, ROWS), strict=True):
             product += part.T @ self._words(texts).double()
-        told = ridge_of(x.T @ x, product, RIDGE).T.float()
+        told = ridge_of(x.T @ x, product, RIDGE).float()
         # What all pictures share must count for nothing: a text's score would depend on it.
         self._directions = told - torch.outer(mean, mean @ told) / (mean @ mean)
         lengths = torch.cat([self(texts).norm(dim=1) for texts in torch.split(tokens, ROWS)])

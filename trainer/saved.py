@@ -84,8 +84,9 @@ def load_model(run: Path, name: Name, device: str | Any = "cpu") -> tuple[nn.Mod
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        hint = f"train the {name} again, in another --out"
+        other = f"it is of another version of the {name}"  # of which torch tells every weight
+        reason = other if isinstance(error, RuntimeError) else str(error).strip().splitlines()[0]
+        hint = f"move {folder} away and train it again by `trainer fit --only {name} --out {run} …`"
         raise HeadraceError(f"{folder / WEIGHTS} does not fit its config: {reason}", hint=hint, code=REFUSED) from None
     return model.to(device).eval().requires_grad_(False), config
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pipeline.clip import Clip
 
-FIT_ROWS = 1 << 18  # rows that whitening and ridge regression look at, at most
+FIT_ROWS = 1 << 17  # rows that whitening and ridge regression look at, at most
 
 
 class Split:

@@ -16,7 +16,7 @@ from trainer import diffusion, sampling
 from trainer.cascade import DEFAULT, Words, decoder_denoise, decoder_noise, draw, enlarge
 from trainer.decoder import Decoder, DecoderConfig
 from trainer.pictures import grid, write_png
-from trainer.prior import LinearPrior, Prior, PriorConfig, ResidualPrior, left_out, ridge
+from trainer.prior import LinearPrior, Prior, PriorConfig, ResidualPrior, ridge
 from trainer.prior_cosines import prior_cosines
 from trainer.saved import build, save_model
 from trainer.sets import Sets, Split
@@ -115,12 +115,12 @@ class PriorTask(_Task):
         self.prior.image.fit(images)
         self.prior.text.fit(texts)
         self.prior.null.fit(*sets.null)
-        white, target = self.prior.text(texts), self.prior.image(images)
-        self._weight = ridge(white, target)
+        white = self.prior.image(images)
+        self._weight, left = ridge(self.prior.text(texts), white)
         if isinstance(self.model, LinearPrior):
             self.model.weight.copy_(self._weight)
         if isinstance(self.model, ResidualPrior):
-            self.model.fit_axes(target, left_out(white, target))
+            self.model.fit_axes(white, left)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensors:
         eps = _normal((count, self.sets.sizes.embedding), generator)
@@ -147,8 +147,7 @@ class PriorTask(_Task):
             "mean": self.prior.image.mean.expand_as(linear),  # the mean training vector, whatever the text
             "linear": self.prior.image.inverse(linear),
         }
-        seeds = range(2 * len(batch["text"]))
-        cosines = prior_cosines(self.prior, words, batch["image"], simpler, seeds, DEFAULT)
+        cosines = prior_cosines(self.prior, words, batch["image"], simpler, 0, DEFAULT)
         return {f"cosine/{name}": value for name, value in cosines.items()}
 
     def _read(self, split: Split, rows: NDArray[np.int64]) -> Tensors:

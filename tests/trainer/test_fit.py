@@ -69,9 +69,13 @@ def test_a_finished_model_of_another_version_is_refused_before_the_next_is_train
     weights = out / "prior" / WEIGHTS
     save_file({f"old.{name}": value for name, value in load_file(weights).items()}, weights)
     shutil.rmtree(out / "decoder")
-    with pytest.raises(HeadraceError, match="does not fit its config") as caught:
-        fit(run(shards, out, resume=True), silent)
-    assert "train the prior again, in another --out" in str(caught.value.hint) and not (out / "decoder").exists()
+    for only in (NAMES, ("decoder",)):
+        with pytest.raises(HeadraceError, match=r"does not fit its config: it is of another version of the prior"):
+            fit(run(shards, out, resume=True, only=only), silent)
+    assert not (out / "decoder").exists()
+    (out / "prior").rename(tmp_path / "away")  # the hint
+    assert fit(run(shards, out, only=("prior",)), silent)
+    assert (out / "prior" / WEIGHTS).read_bytes() == (fitted / "prior" / WEIGHTS).read_bytes()
 
 
 def test_stopping_often_ends_where_not_stopping_does(shards: Path, fitted: Path, tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ from pipeline.clip import Clip
 from pipeline.shards import vector_column, write_parquet
 from tests.trainer.tiny_run import UNET, run, silent
 from trainer import diffusion, sampling
-from trainer.cascade import DEFAULT, enlarge
+from trainer.cascade import DEFAULT, How, Words, enlarge
 from trainer.decoder import DecoderConfig
 from trainer.fit import RunConfig, fit
 from trainer.layers import blur
 from trainer.loop import Loop
-from trainer.prior import PriorConfig
+from trainer.prior import PriorConfig, ResidualPrior
+from trainer.prior_cosines import prior_cosines
 from trainer.saved import load_model
 from trainer.sets import Sets, Split
 from trainer.task import Place, Plan, Training
@@ -191,6 +192,11 @@ def test_a_learned_prior_beats_the_linear_one_which_beats_the_mean(tmp_path: Pat
     assert last["cosine/one_step"] > last["cosine/linear"] + 0.02 > last["cosine/mean"] + 0.1
     if kind == "residual":  # samples of a text differ as its pictures do: E x·x' = |E x|², where |E x| = E x·m/|m|
         assert last["cosine/two_samples"] == pytest.approx(last["cosine/one_step"] ** 2, abs=0.08)
+        prior, val = load_model(tmp_path / "a", "prior")[0], Split(tmp_path / "set", "val", clip)
+        assert isinstance(prior, ResidualPrior)
+        words = Words(val.vectors("text", val.rows), torch.zeros(300, 0, 1), torch.zeros(300, 0, dtype=torch.bool))
+        plain = prior_cosines(prior, words, val.vectors("image", val.rows), {}, 0, How(prior_guidance=1))
+        assert plain["two_samples"] == pytest.approx(plain["one_step"] ** 2, abs=0.04)
 
 
 def test_the_linear_prior_is_done_at_once(shards: Path, tmp_path: Path) -> None:

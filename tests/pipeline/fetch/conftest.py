@@ -20,6 +20,7 @@ from pipeline.fetch.client import Client
 
 Handler = Callable[[socket.socket, "Request"], None]
 Answer = bytes | Handler
+Make = Callable[..., Client]
 HEAD = b"HTTP/1.1 200 OK\r\n"
 
 

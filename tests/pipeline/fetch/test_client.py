@@ -11,18 +11,15 @@ import subprocess
 import threading
 import time
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from pipeline.fetch.client import Client, FetchConfig
+from pipeline.fetch.client import FetchConfig
 
-from .conftest import HEAD, Handler, Request, Web, after, drip, endless, ok, redirect, reset
-
-Make = Callable[..., Client]
+from .conftest import HEAD, Handler, Make, Request, Web, after, drip, endless, ok, redirect, reset
 
 
 def test_a_picture(client: Make, web: Web) -> None:

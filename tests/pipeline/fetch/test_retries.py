@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline.fetch.client import Client, backoff, retryable
+from pipeline.fetch.client import backoff, retryable
 from pipeline.fetch.limits import HostBusy, HostLimits
 
-from .conftest import HEAD, Handler, Request, Web, after, ok, redirect, reset
-
-Make = Callable[..., Client]
+from .conftest import HEAD, Handler, Make, Request, Web, after, ok, redirect, reset
 
 
 @pytest.mark.parametrize(

@@ -6,20 +6,16 @@ import json
 import random
 import socket
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.fetch.client import Client
 from pipeline.fetch.guard import FetchError
 from pipeline.fetch.robots import FRESH, FRESH_FAILURE, HostWishes, parse_tdmrep, reserved, usage_rules
 
-from .conftest import Web, ok, redirect
-
-Make = Callable[..., Client]
+from .conftest import Make, Web, ok, redirect
 
 
 class Host:
