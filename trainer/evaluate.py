@@ -25,8 +25,9 @@ from trainer.distances import cmmd, frechet, kernel_distance, nearest
 from trainer.embedded import check_identity
 from trainer.evaluate_clip import other_caption
 from trainer.evaluate_page import Card, write_page
-from trainer.prior import Prior, ridge
+from trainer.prior import Prior
 from trainer.prior_cosines import prior_cosines
+from trainer.ridge import ridge
 from trainer.saved import load_model, read_run
 from trainer.sets import Sets, Split
 from trainer.unclip import BATCH, UnClip, load

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from pipeline.base import HeadraceError
 from trainer.contrast import encode_texts
 from trainer.optim import share_of_rate
-from trainer.prior import ridge_of
+from trainer.ridge import ridge_of
 from trainer.sources import wrong_captions
 from trainer.speed import quick
 from trainer.word_loss import inside

@@ -16,8 +16,9 @@ from trainer import diffusion, sampling
 from trainer.cascade import DEFAULT, Words, decoder_denoise, decoder_noise, draw, enlarge
 from trainer.decoder import Decoder, DecoderConfig
 from trainer.pictures import grid, write_png
-from trainer.prior import LinearPrior, Prior, PriorConfig, ResidualPrior, ridge
+from trainer.prior import LinearPrior, Prior, PriorConfig, ResidualPrior
 from trainer.prior_cosines import prior_cosines
+from trainer.ridge import ridge
 from trainer.saved import build, save_model
 from trainer.sets import Sets, Split
 from trainer.task import Tensors
