@@ -142,11 +142,14 @@ class ResidualPrior(LinearPrior):
         self.exit = zeroed(nn.Linear(width, sizes.embedding))
 
     def fit_axes(self, images: Tensor, left: Tensor) -> None:
-        """Take axes and variances from whitened vectors and what the linear prior leaves of them, (N, embedding)."""
+        """Take axes and variances from whitened vectors and what the linear prior leaves of them, (N, embedding).
+
+        Axes along which nothing varies, as where vectors are few, are 0: which they are would be left to chance.
+        """
         for kept, deviations in enumerate((images.double(), left.double())):
             variance, axes = torch.linalg.eigh(deviations.T @ deviations / len(deviations))
             self.variance[kept].copy_(variance.clamp(min=HARDLY**2))
-            self.axes[kept].copy_(axes)
+            self.axes[kept].copy_(axes * (variance > HARDLY**2))
 
     def forward(
         self, zt: Tensor, t: Tensor, text_emb: Tensor, text_tokens: Tensor, text_mask: Tensor, keep_text: Tensor

@@ -99,7 +99,7 @@ def test_two_processes_learn_what_one_does_and_stop_together(shards: Path, tmp_p
 
     def call(command: list[Path | str], out: str, *more: str) -> tuple[int, str]:
         line = [*command, "fit", "--shards", shards, "--config", tmp_path / "tiny.toml", "--out", tmp_path / out, *more]
-        here = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        here = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # as torchrun's processes have
         done = subprocess.run([*map(str, line)], capture_output=True, text=True, env=here, timeout=240)
         return done.returncode, done.stdout
 

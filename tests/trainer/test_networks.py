@@ -186,6 +186,21 @@ def test_a_fresh_residual_prior_samples_vectors_as_spread_as_those_it_was_fitted
     assert float(found / expected) == pytest.approx(1, abs=0.1)
 
 
+@torch.no_grad()
+def test_along_what_never_varied_a_residual_prior_answers_by_the_text_alone_whatever_its_weights() -> None:
+    residual = prior("residual")
+    assert isinstance(residual, ResidualPrior)
+    seen = torch.randn(2, 5, 16)
+    residual.fit_axes(*seen)
+    woken(residual)
+    text, tokens, mask = conditions()
+    found = residual(torch.randn(3, 16), T, text, tokens, mask, YES)
+    answer = residual.regression(residual.white_text(text, YES))  # the linear map is 0
+    across = torch.linalg.svd(seen[1])[2][5:]  # (11, 16)
+    torch.testing.assert_close((found - answer) @ across.T, torch.zeros(3, 11), atol=1e-4, rtol=0)
+    assert float((found - answer).norm()) > 0.1
+
+
 def test_where_all_is_noise_a_fresh_residual_prior_answers_by_the_text_alone() -> None:
     residual = prior("residual")
     with torch.no_grad():
