@@ -31,8 +31,9 @@ def ridge(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
         leverage = 1 / len(x) + (hat * x).sum(dim=1, keepdim=True)
         return (y - hat @ product) / (1 - leverage)
 
-    share = min(SHARES, key=lambda share: float(left_out(share).square().sum()))
-    return ridge_of(gram, product, share).T.float(), left_out(share).float()
+    tried = ((share, left_out(share)) for share in SHARES)
+    share, left = min(tried, key=lambda pair: float(pair[1].square().sum()))
+    return ridge_of(gram, product, share).T.float(), left.float()
 
 
 def ridge_of(gram: Tensor, product: Tensor, share: float) -> Tensor:
