@@ -5,10 +5,8 @@ It checks what it is given, starts the processes' group where `torchrun` did, an
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +20,12 @@ from trainer.data import check_tars
 from trainer.decoder import DecoderConfig
 from trainer.embedded import check_identity
 from trainer.log import Log
-from trainer.loop import STATE, Loop, any_process, check_batch, is_done, is_late
+from trainer.loop import STATE, Loop, check_batch, is_done, is_late
 from trainer.prior import PriorConfig
+from trainer.processes import any_process, processes
 from trainer.saved import NAMES, Name, write_run
 from trainer.sets import Sets, Split
 from trainer.sizes import check_sizes, misfit
-from trainer.speed import half_precision
 from trainer.task import Place, Plan, Training
 from trainer.tasks import DecoderTask, PriorTask, UpsamplerTask
 from trainer.upsampler import UpsamplerConfig
@@ -95,7 +93,7 @@ def fit(run: FitRun, say: Say) -> bool:
     """
     deadline = None if run.minutes is None else time.monotonic() + 60 * run.minutes
     _check(run)
-    with _group() as place:
+    with processes() as place:
         say = say if place.leads else _silent
         clip_name, clip = _clip(run, place.device)
         sets = Sets(Split(run.shards, "train", clip), Split(run.shards, "val", clip, run.config.data.held_out), clip)
@@ -266,29 +264,6 @@ def _clip(run: FitRun, device: torch.device) -> tuple[str, Clip]:
             raise
         hint = "give with --clip the CLIP that the set was scored with"
         raise HeadraceError(f"the set's own CLIP cannot be loaded: {error.message}", hint, error.code) from None
-
-
-@contextmanager
-def _group() -> Iterator[Place]:
-    """Which process this is; under `torchrun` the group is opened and closed."""
-    rank, world, local = (int(os.environ.get(key, default)) for key, default in _VARIABLES)
-    cuda = torch.cuda.is_available()
-    device = torch.device(f"cuda:{local}" if cuda else "cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
-    place = Place(device, half_precision(device), rank, world)
-    if world == 1:
-        yield place
-        return
-    torch.distributed.init_process_group("nccl" if cuda else "gloo")
-    try:
-        yield place
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 
 def _silent(line: str) -> None:

@@ -25,6 +25,7 @@ from trainer.average import average_decay, put, update_average
 from trainer.embedded import Draws
 from trainer.log import Log
 from trainer.optim import MuonAdamW, share_of_rate, split_parameters
+from trainer.processes import any_process
 from trainer.sampling import seed_for
 from trainer.speed import matrix_speed, operations
 from trainer.task import Place, Plan, Task, Tensors, Training, cut
@@ -297,15 +298,6 @@ def check_batch(name: str, training: Training, place: Place) -> None:
 def is_late(deadline: float | None) -> bool:
     """Whether a deadline, of `time.monotonic()`, is over."""
     return deadline is not None and time.monotonic() >= deadline
-
-
-def any_process(place: Place, said: bool) -> bool:
-    """Whether one of the processes says so: all get the same answer, though their clocks differ."""
-    if place.world == 1:
-        return said
-    flag = torch.tensor(float(said), device=place.device)
-    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-    return bool(flag)
 
 
 def is_done(plan: Plan) -> bool:
