@@ -115,11 +115,23 @@ def loss(
     eps: Tensor,
     t: Tensor,
     cap: float = WEIGHT_CAP,
+    edges: float = 0.0,
 ) -> Tensor:
-    """Weighted mean squared error of each sample (B,), in float32."""
-    wanted = target(schedule, kind, x0.float(), eps.float(), t)
-    error = (prediction.float() - wanted).square().flatten(1).mean(1)
+    """Weighted mean squared error of each sample (B,), and `edges` times `edge_error` beside it, in float32."""
+    wrong = prediction.float() - target(schedule, kind, x0.float(), eps.float(), t)
+    error = wrong.square().flatten(1).mean(1)
+    if edges:
+        error = error + edges * edge_error(wrong)
     return error * weights(schedule, kind, weighting, cap)[t]
+
+
+def edge_error(wrong: Tensor) -> Tensor:
+    """Mean squared difference (B,) of errors (B, C, H, W) that are neighbours in a column, and in a row, summed.
+
+    Beside the squared error it makes a Sobolev norm, |e|² + |∇e|²: a quadratic form in the error, so that the mean
+    answer remains the best one, and what is learned first is no longer only the coarse.
+    """
+    return sum((wrong.diff(dim=axis).square().flatten(1).mean(1) for axis in (2, 3)), start=wrong.new_zeros(len(wrong)))
 
 
 def weights(schedule: Schedule, kind: Parameterisation, weighting: Weighting, cap: float = WEIGHT_CAP) -> Tensor:

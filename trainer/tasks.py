@@ -192,7 +192,8 @@ class DecoderTask(_Task):
         known = batch["image"], batch["tokens"], batch["mask"]
         guess = predict(xt, draw["t"], *known, draw["keep_image"], draw["keep_text"])
         c = self.config
-        return diffusion.loss(schedule, c.predicts, c.weighting, guess, x0, draw["eps"], draw["t"])
+        edges = c.edges if self.model.training else 0.0  # held-out losses are of the pixels alone
+        return diffusion.loss(schedule, c.predicts, c.weighting, guess, x0, draw["eps"], draw["t"], edges=edges)
 
     @torch.no_grad()
     def show(self, path: Path) -> None:

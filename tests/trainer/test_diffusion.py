@@ -12,6 +12,7 @@ from trainer.diffusion import (
     Schedule,
     add_noise,
     cosine,
+    edge_error,
     linear,
     loss,
     target,
@@ -119,6 +120,25 @@ def test_a_head_of_zeros_loses_what_it_should() -> None:
             assert part.mean().item() == pytest.approx(wanted, rel=0.02)
     mixed = schedule.alpha[t] ** 2 + 0.25 * schedule.sigma[t] ** 2
     torch.testing.assert_close(loss(schedule, "v", "uniform", nothing, x0, eps, t), mixed, rtol=0.25, atol=0)
+
+
+def test_edge_errors_of_a_ramp_are_its_squared_slopes() -> None:
+    down, across = torch.meshgrid(torch.arange(5.0), torch.arange(7.0), indexing="ij")
+    ramp = (0.3 * down - 0.5 * across + 2).expand(1, 3, 5, 7)
+    torch.testing.assert_close(edge_error(torch.cat([ramp, torch.ones(1, 3, 5, 7)])), torch.tensor([0.34, 0.0]))
+
+
+def test_with_edges_the_mean_answer_is_still_the_best_and_the_weights_are_the_same() -> None:
+    schedule = cosine()
+    x0, eps, _ = batch()
+    t = torch.full((len(x0),), 700)
+    guess = x0.mean(0).expand_as(x0).clone().requires_grad_()
+    loss(schedule, "x0", "v", guess, x0, eps, t, edges=2.0).sum().backward()
+    assert guess.grad is not None
+    torch.testing.assert_close(guess.grad.sum(0), torch.zeros(3, 4, 4), rtol=0, atol=1e-5)  # one answer for all
+    plain, both = (loss(schedule, "x0", "v", guess, x0, eps, t, edges=edges) for edges in (0.0, 2.0))
+    weight = weights(schedule, "x0", "v")[700]
+    torch.testing.assert_close(both - plain, 2 * weight * edge_error(x0 - guess))
 
 
 def test_the_loss_is_per_sample_and_in_float32() -> None:

@@ -112,6 +112,17 @@ def test_networks_get_what_was_drawn_and_the_null_is_the_clips_empty_text(
         torch.testing.assert_close(null.embedding, torch.from_numpy(clip.encode_texts([""])[0]))
 
 
+def test_a_decoder_learns_edges_too_and_is_judged_by_pixels_alone(shards: Path, clip: Clip, tmp_path: Path) -> None:
+    config = DecoderConfig(**{**UNET, "side": 16, "attention": (), "edges": 0.5})  # type: ignore[arg-type]
+    task = DecoderTask(config, sets(shards, clip), tmp_path, 0)
+    batch, draw = task.read(np.arange(16)), task.draw(16, torch.Generator().manual_seed(0))
+    x0 = as_floats(batch["picture"])
+    learned, judged = (task.losses(task.model.train(training), batch, draw) for training in (True, False))
+    weight = diffusion.weights(diffusion.cosine(), "x0", "v")[draw["t"]]
+    torch.testing.assert_close(judged, weight * x0.square().flatten(1).mean(1))  # a fresh network answers 0
+    torch.testing.assert_close(learned, judged + 0.5 * weight * diffusion.edge_error(x0))
+
+
 def test_the_upsampler_learns_from_what_was_blurred_and_noised(shards: Path, clip: Clip, tmp_path: Path) -> None:
     config = UpsamplerConfig(**{**UNET, "side": 32, "factor": 2, "crop": 32, "blur": 0.5})  # type: ignore[arg-type]
     task = UpsamplerTask(config, sets(shards, clip), tmp_path, 0)
