@@ -23,7 +23,7 @@ class DecoderConfig(UNetConfig):
     side: int = Field(default=64, ge=4)  # pixels
     predicts: Parameterisation = "x0"
     weighting: Weighting = "v"
-    edges: float = Field(default=0.0, ge=0)  # weight in training of errors in the differences of neighbouring pixels
+    edges: float = Field(default=0.0, ge=0)  # in training, weight of the differences of neighbours beside the pixels
     middle: float = Field(default=0.0, ge=0, le=1)  # share of timesteps that are logit-normal; the others are uniform
     image_tokens: int = Field(default=4, ge=1)  # tokens made of the picture vector
     token_width: int = Field(default=256, ge=8)  # of the tokens that attention sees

@@ -117,7 +117,7 @@ def loss(
     cap: float = WEIGHT_CAP,
     edges: float = 0.0,
 ) -> Tensor:
-    """Weighted mean squared error of each sample (B,), and `edges` times `edge_error` beside it, in float32."""
+    """Mean squared error of each sample (B,) plus `edges` times its `edge_error`, together weighted, in float32."""
     wrong = prediction.float() - target(schedule, kind, x0.float(), eps.float(), t)
     error = wrong.square().flatten(1).mean(1)
     if edges:

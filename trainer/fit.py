@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import Field
 
 from pipeline.base import REFUSED, Config, HeadraceError, digest, read_json, read_toml, write_toml
@@ -31,6 +30,8 @@ from trainer.tasks import DecoderTask, PriorTask, UpsamplerTask
 from trainer.upsampler import UpsamplerConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.clip import Clip
 
 RESOLVED = "config.toml"

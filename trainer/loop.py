@@ -71,8 +71,7 @@ class Loop:
         if self.plan.resume and (self.plan.folder / STATE).is_file():
             self.restore()
         steps = self.plan.training.steps
-        self._prepare()
-        with interruptible() as asked, self._log() as log:
+        with self._prepared(), interruptible() as asked, self._log() as log:
             batches, stop = self._batches(), False
             while self.step < steps and not stop:
                 began = time.perf_counter()
@@ -168,7 +167,8 @@ class Loop:
         self.step, self.spent = int(scalars["step"]), float(scalars["seconds"])
         self.say(f"{self.task.name}: resumed at step {self.step}")
 
-    def _prepare(self) -> None:
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
         """The callable that is trained, and what a sample costs."""
         place, batch = self.place, self.task.read(self._rows(self.step)[:1])
         batch, draw = cut(batch, slice(0, 1)), cut(self._draw(self.step), slice(0, 1))
@@ -178,13 +178,18 @@ class Loop:
 
         self.cost = operations(once)
         self.speed = matrix_speed(place.device, place.half)
-        predict: Any = self.model
+        self.predict: Any = self.model
         if place.world > 1:
             devices = [place.device.index] if place.device.type == "cuda" else None
-            predict = nn.parallel.DistributedDataParallel(self.model, device_ids=devices)
-        self.predict: Any = torch.compile(predict) if self.plan.training.compile else predict
+            self.predict = nn.parallel.DistributedDataParallel(self.model, device_ids=devices)
+        if self.plan.training.compile:
+            self.predict = torch.compile(self.predict)
         count = sum(p.numel() for p in self.model.parameters()) / 1e6
         self.say(f"{self.task.name}: {count:.2f}M parameters, {self.cost / 1e9:.3g} GFLOP per sample")
+        try:
+            yield
+        finally:
+            self.predict = self.model  # the other holds the processes' group, also while an error is on its way
 
     def _batches(self) -> Iterator[Tensors]:
         """The batches of the steps to come, read ahead where a GPU learns.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.distributed.nn  # before there is a group: see `processes`
 
 from trainer.speed import half_precision
 from trainer.task import Place
@@ -21,8 +21,7 @@ def processes() -> Iterator[Place]:
     """Which process this is, and on what it trains; under `torchrun` the group is opened and closed.
 
     Closing ends the group's threads where nothing else holds it: one that still lets go of a tensor when Python ends
-    aborts the process. The functions of `torch.distributed.nn` take the group that is there when they are imported as
-    their default, and would hold it for good.
+    aborts the process.
     """
     rank, world, local = (int(os.environ.get(key, default)) for key, default in VARIABLES)
     cuda = torch.cuda.is_available()
@@ -34,6 +33,8 @@ def processes() -> Iterator[Place]:
     if world == 1:
         yield place
         return
+    # The first optimizer imports this too. Its functions take the group that is there then as their default for good.
+    importlib.import_module("torch.distributed.nn")
     torch.distributed.init_process_group("nccl" if cuda else "gloo")
     try:
         yield place
