@@ -43,6 +43,15 @@ def test_a_missing_set_is_an_error_and_a_hint(tmp_path: Path) -> None:
     assert error.startswith("error: ") and "nowhere" in error and hint.startswith("hint: ")
 
 
+def test_a_setting_that_is_none_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    asked = ("fit", "--shards", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"))
+    done = run(*asked, "--set", "decoder.training.stepz=3")
+    assert done.returncode == 2 and not (tmp_path / "out").exists() and "stepz" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 2
+    done = run(*asked, "--set", "decoder.training.steps=3")  # a setting; what is wrong now is the set
+    assert done.returncode == 3 and "nowhere" in done.stderr and "steps" not in done.stderr
+
+
 def test_usage_errors_have_code_2() -> None:
     assert run("clip").returncode == 2
     assert run("clip", "--bogus").returncode == 2

@@ -42,6 +42,16 @@ def test_kept_and_streamed_pictures_are_equal(tmp_path: Path, monkeypatch: pytes
     assert (left > 235).all()
 
 
+def test_a_picture_that_is_no_jpeg_in_a_whole_tar_is_named(tmp_path: Path) -> None:
+    packed = open_set(write_packed(tmp_path), "train")
+    with packed.tars[0].open("r+b") as file:
+        file.seek(packed.offset[9])
+        file.write(bytes(int(packed.length[9])))
+    with pytest.raises(HeadraceError, match="row 9 is no JPEG") as caught:
+        Pictures(packed, SMALL)
+    assert caught.value.code == 3 and str(packed.tars[0]) in caught.value.message
+
+
 def test_an_epoch_has_every_caption_once_and_spreads_over_its_pictures() -> None:
     captions = ("a", "b", " a ", "", "c", "a")
     orders = [epoch_order(captions, 0, epoch) for epoch in range(60)]

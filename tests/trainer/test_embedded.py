@@ -67,6 +67,14 @@ def changed(folder: Path, **columns: object) -> Path:
     return folder
 
 
+def test_the_column_weight_says_how_often_a_row_is_drawn(tmp_path: Path, clip: Clip) -> None:
+    folder = changed(write_packed(tmp_path, clip=clip), weight=np.array([3, 1] * 5, np.float32))
+    draws = Draws(read_embeddings(folder, "train").weight, 0, 16)
+    drawn = np.bincount(np.concatenate([draws.rows(step) for step in range(200)]), minlength=16)
+    assert drawn[:10:2].sum() == pytest.approx(3 * drawn[1:10:2].sum(), rel=0.03)
+    assert drawn[10:].mean() == pytest.approx(drawn[1:10:2].mean(), rel=0.03)  # the other shard has none: 1
+
+
 def test_a_row_without_a_vector_is_never_drawn(tmp_path: Path, clip: Clip) -> None:
     vectors = clip.encode_texts(pictures_and_captions()[1][:10])
     there = np.arange(10) != 3
@@ -93,6 +101,10 @@ def test_what_is_said_of_bad_numbers(tmp_path: Path, clip: Clip) -> None:
     vectors[4, 7] = np.nan
     bad = changed(write_packed(tmp_path / "nan", clip=clip), image_emb=vector_column(vectors, np.ones(10, bool)))
     with pytest.raises(HeadraceError, match="impossible vector in sample 000000004"):
+        read_embeddings(bad, "train")
+    vectors[4, 7], vectors[6, 0] = 0, np.inf
+    bad = changed(write_packed(tmp_path / "inf", clip=clip), text_emb=vector_column(vectors, np.ones(10, bool)))
+    with pytest.raises(HeadraceError, match="impossible vector in sample 000000006"):
         read_embeddings(bad, "train")
     bad = changed(write_packed(tmp_path / "weight", clip=clip), weight=np.array([1, -1] + [1] * 8, np.float32))
     with pytest.raises(HeadraceError, match="impossible weight in sample 000000001"):

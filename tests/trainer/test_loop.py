@@ -155,6 +155,20 @@ def test_a_kill_in_mid_accumulation_changes_nothing(tmp_path: Path) -> None:
     assert trained_rows(again) == trained_rows(train(tmp_path / "third")[0])[5:]
 
 
+def test_gradients_are_clipped_to_the_norm_and_the_norm_of_before_is_told(tmp_path: Path) -> None:
+    training = SETTINGS.model_copy(update={"clip_norm": 1e-3})
+    loop = Loop(Toy(), plan(tmp_path, training=training), CPU, lambda line: None)
+    norms: list[float] = []
+
+    def look(*_: object) -> None:
+        norms.append(float(torch.cat([p.grad.flatten() for p in loop.model.parameters() if p.grad is not None]).norm()))
+
+    loop.optimizer.register_step_pre_hook(look)
+    with loop._prepared():
+        told = loop.train_step(loop.task.read(loop._rows(0)))
+    assert norms == [pytest.approx(1e-3, rel=1e-3)] and float(told["norm"]) > 0.01
+
+
 def test_another_seed_reads_other_rows(tmp_path: Path) -> None:
     one, other = train(tmp_path / "one")[0], train(tmp_path / "other", seed=8)[0]
     assert trained_rows(one) != trained_rows(other)
