@@ -131,7 +131,8 @@ def edge_error(wrong: Tensor) -> Tensor:
     Beside the squared error it makes a Sobolev norm, |e|² + |∇e|²: a quadratic form in the error, so that the mean
     answer remains the best one, and what is learned first is no longer only the coarse.
     """
-    return sum((wrong.diff(dim=axis).square().flatten(1).mean(1) for axis in (2, 3)), start=wrong.new_zeros(len(wrong)))
+    down, across = (wrong.diff(dim=axis).square().flatten(1).mean(1) for axis in (2, 3))
+    return down + across
 
 
 def weights(schedule: Schedule, kind: Parameterisation, weighting: Weighting, cap: float = WEIGHT_CAP) -> Tensor:

@@ -72,7 +72,7 @@ def test_the_column_weight_says_how_often_a_row_is_drawn(tmp_path: Path, clip: C
     draws = Draws(read_embeddings(folder, "train").weight, 0, 16)
     drawn = np.bincount(np.concatenate([draws.rows(step) for step in range(200)]), minlength=16)
     assert drawn[:10:2].sum() == pytest.approx(3 * drawn[1:10:2].sum(), rel=0.03)
-    assert drawn[10:].mean() == pytest.approx(drawn[1:10:2].mean(), rel=0.03)  # the other shard has none: 1
+    assert drawn[10:].mean() == pytest.approx(drawn[1:10:2].mean(), rel=0.03)  # the other shard's are 1
 
 
 def test_a_row_without_a_vector_is_never_drawn(tmp_path: Path, clip: Clip) -> None:
