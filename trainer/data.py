@@ -6,6 +6,7 @@ function of (seed, epoch), so a position is two numbers and resume is exact. Thi
 
 from __future__ import annotations
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.base import MISSING, REFUSED, HeadraceError, read_json
 from pipeline.shards import FORMAT_VERSION, parquet_file, read_parquet, shard_files
+from trainer.workers import Workers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,42 +122,56 @@ def check_tars(packed: PackedSet) -> None:
 
 
 class Pictures:
-    """The pictures of a set at one small size, decoded once where memory allows, else when asked for."""
+    """The pictures of a set at one small size, decoded once where memory allows, else when asked for.
+
+    Without `keep` few are asked for, and none is held.
+    """
 
     def __init__(self, packed: PackedSet, shape: Preprocess, keep: bool = True) -> None:
+        import numpy as np
+
         check_tars(packed)
         self._packed = packed
         self._shape = shape
+        self._size = 3, shape.height, shape.width
         self._kept: torch.Tensor | None = None
-        if keep and len(packed) * 3 * shape.height * shape.width <= KEEP_DECODED:
-            import numpy as np
-
+        self._workers: Workers | None = None
+        self._streams = keep and len(packed) * math.prod(self._size) > KEEP_DECODED
+        if keep and not self._streams:
             self._kept = self._decode(np.arange(len(packed)))
 
     def take(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """uint8 pictures (N, 3, height, width) of these rows."""
         import torch
 
-        return self._decode(rows) if self._kept is None else self._kept[torch.from_numpy(rows)]
+        if self._kept is not None:
+            return self._kept[torch.from_numpy(rows)]
+        if not self._streams:
+            return self._decode(rows)
+        if self._workers is None or self._workers.room < len(rows):
+            self._workers = Workers(self._one, self._size, len(rows))
+        return self._workers.take(rows)
 
     def _decode(self, rows: NDArray[np.int64]) -> torch.Tensor:
         import torch
 
-        out = torch.empty((len(rows), 3, self._shape.height, self._shape.width), dtype=torch.uint8)
+        out = torch.empty((len(rows), *self._size), dtype=torch.uint8)
 
-        def one(place: int) -> None:
-            row = int(rows[place])
-            data = self._packed.read(row)
-            try:
-                out[place] = self._shape(decode(data, self._shape))
-            except ValueError as error:
-                path = self._packed.tars[self._packed.shard[row]]
-                raise _damaged(path, f"the picture of row {row} is no JPEG ({error})") from None
+        def fill(place: int) -> None:
+            out[place] = self._one(int(rows[place]))
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in pool.map(one, range(len(rows))):
+            for _ in pool.map(fill, range(len(rows))):
                 pass
         return out
+
+    def _one(self, row: int) -> torch.Tensor:
+        data = self._packed.read(row)
+        try:
+            return self._shape(decode(data, self._shape))
+        except ValueError as error:
+            path = self._packed.tars[self._packed.shard[row]]
+            raise _damaged(path, f"the picture of row {row} is no JPEG ({error})") from None
 
 
 def decode(data: bytes, shape: Preprocess) -> NDArray[np.uint8]:

@@ -10,11 +10,9 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +27,11 @@ from trainer.processes import any_process
 from trainer.sampling import seed_for
 from trainer.speed import matrix_speed, operations
 from trainer.task import Place, Plan, Task, Tensors, Training, cut
+from trainer.workers import read_ahead
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-T = TypeVar("T")
 STATE = "state.safetensors"
 AHEAD = 2  # batches that are read while a GPU learns from another
 SAVE_EVERY = 600.0  # seconds: what a crash may cost
@@ -199,7 +197,9 @@ class Loop:
         """
 
         def read(step: int) -> Tensors:
-            return self.task.read(self._rows(step))
+            batch = self.task.read(self._rows(step))
+            pin = self.place.device.type == "cuda"  # copied then while the GPU works
+            return {name: value.pin_memory() for name, value in batch.items()} if pin else batch
 
         steps = range(self.step, self.plan.training.steps)
         return read_ahead(read, steps, self.ahead) if self.ahead else map(read, steps)
@@ -216,7 +216,7 @@ class Loop:
 
     def _losses(self, predict: Callable[..., Tensor], batch: Tensors, draw: Tensors) -> Tensor:
         place = self.place
-        there = {name: value.to(place.device) for name, value in batch.items()}
+        there = {name: value.to(place.device, non_blocking=True) for name, value in batch.items()}
         with torch.autocast(place.device.type, torch.bfloat16, enabled=place.half):
             return self.task.losses(predict, there, draw)
 
@@ -278,18 +278,6 @@ class Loop:
     def _stopping(self, asked: bool) -> bool:
         """Whether any process was asked to stop, or the time is up."""
         return any_process(self.place, asked or is_late(self.plan.deadline))
-
-
-def read_ahead(read: Callable[[int], T], steps: Iterable[int], most: int) -> Iterator[T]:
-    """What `read` gives for each step, in order, with `most` more read in another thread; its errors come in turn."""
-    with ThreadPoolExecutor(1) as pool:
-        reading: deque[Future[T]] = deque()
-        for step in steps:
-            reading.append(pool.submit(read, step))
-            if len(reading) > most:
-                yield reading.popleft().result()
-        while reading:
-            yield reading.popleft().result()
 
 
 def check_batch(name: str, training: Training, place: Place) -> None:

@@ -1,113 +1,25 @@
-"""The training loop: exact resume, sharing a step among parts and processes, averages, interruption."""
+"""The training loop: exact resume, sharing a step among parts, averages, interruption."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from ast import literal_eval
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pipeline.base import HeadraceError
-from trainer import checkpoint
+from tests.trainer.toy import CPU, SETTINGS, Losses, Toy, assert_equal_states, figures, plan, state, train, trained_rows
 from trainer.average import average_decay, update_average
 from trainer.log import METRICS
-from trainer.loop import STATE, Loop, by_level, read_ahead
+from trainer.loop import Loop, by_level
 from trainer.optim import MuonAdamW
-from trainer.task import Place, Plan, Tensors, Training
-
-ROWS = 11  # a batch of 8 straddles epochs
-CPU = Place(torch.device("cpu"), half=False)
-Losses = Callable[..., Tensor]
-
-
-@dataclass
-class Toy:
-    """A net that learns rows of a table from noised rows, with dropout, and remembers what it read."""
-
-    name: str = "toy"
-    dropout: float = 0.2
-    seen: list[list[int]] = field(default_factory=list)
-    calls: int = 0
-    dies_at: int = -1  # call of `losses` that is interrupted
-
-    def __post_init__(self) -> None:
-        torch.manual_seed(3)
-        self.model: nn.Module = nn.Sequential(
-            nn.Linear(5, 8), nn.SiLU(), nn.Dropout(self.dropout), nn.Linear(8, 4, bias=True)
-        )
-        self.weights = np.array([1.0, 2.0, 0.5] + [1.0] * (ROWS - 3))
-        self.table = torch.randn(ROWS, 4, generator=torch.Generator().manual_seed(0))
-
-    def draw(self, count: int, generator: torch.Generator) -> Tensors:
-        t = torch.randint(1000, (count,), generator=generator)
-        return {"t": t, "eps": torch.randn(count, 4, generator=generator)}
-
-    def read(self, rows: Any) -> Tensors:
-        self.seen.append(rows.tolist())
-        return {"x": self.table[torch.from_numpy(rows)]}
-
-    def held_out(self) -> Tensors:
-        return {"x": self.table[:5]}
-
-    def losses(self, predict: Losses, batch: Tensors, draw: Tensors) -> Tensor:
-        self.calls += 1
-        if self.calls == self.dies_at:
-            raise RuntimeError("killed")
-        share = draw["t"][:, None] / 1000
-        guess = predict(torch.cat([batch["x"] + share * draw["eps"], share], dim=1))
-        return (guess - batch["x"]).square().mean(1)
-
-    def figures(self) -> dict[str, float]:
-        return {"figure": 1.0}
-
-    def show(self, path: Path) -> None:
-        del path
-
-    def save(self, weights: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
-        self.saved = {name: value.clone() for name, value in weights.items()}
-
-
-SETTINGS = Training(batch=8, part=2, steps=12, warmup=3, evaluate_every=5, ema=0.9)
-
-
-def plan(folder: Path, **changes: Any) -> Plan:
-    return replace(Plan(folder, SETTINGS, 7, "digest", resume=False, deadline=None), **changes)
-
-
-def train(folder: Path, task: Toy | None = None, **changes: Any) -> tuple[Toy, Loop]:
-    task = task or Toy()
-    loop = Loop(task, plan(folder, **changes), CPU, lambda line: None)
-    loop.run()
-    return task, loop
-
-
-def state(folder: Path) -> tuple[dict[str, Tensor], int]:
-    tensors, scalars = checkpoint.load(folder / STATE)
-    return tensors, scalars["step"]
-
-
-def assert_equal_states(one: Path, other: Path) -> None:
-    (a, step_a), (b, step_b) = state(one), state(other)
-    assert step_a == step_b and set(a) == set(b)
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert {name.split(".")[0] for name in a} == {"model", "average", "optimizer"}
-
-
-def figures(folder: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("samples_per_s", "mfu", "waiting")} for line in lines]
+from trainer.task import Tensors
 
 
 def test_how_long_a_step_waited_for_its_batch_is_told(tmp_path: Path) -> None:
@@ -123,11 +35,6 @@ def test_how_long_a_step_waited_for_its_batch_is_told(tmp_path: Path) -> None:
         told.append([line["waiting"] for line in lines if "waiting" in line])
     assert len(told[0]) == len(told[1]) == 2  # at step 10 and at the last
     assert min(told[0]) > 0.5 > max(told[1]) >= 0 and max(told[0]) <= 1
-
-
-def trained_rows(task: Toy) -> list[list[int]]:
-    """The rows read for steps in order: without the sample that is read to count operations."""
-    return [rows for rows in task.seen if len(rows) == 8]
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
@@ -169,6 +76,20 @@ def test_gradients_are_clipped_to_the_norm_and_the_norm_of_before_is_told(tmp_pa
     assert norms == [pytest.approx(1e-3, rel=1e-3)] and float(told["norm"]) > 0.01
 
 
+def test_a_part_at_a_time_adds_up_to_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
+    found = []
+    for part in (8, 2, 1):
+        training = SETTINGS.model_copy(update={"part": part, "clip_norm": 1e9})
+        loop = Loop(Toy(dropout=0.0), plan(tmp_path, training=training), CPU, lambda line: None)
+        with loop._prepared():
+            loop.train_step(loop.task.read(loop._rows(0)))
+        found.append([p.grad for p in loop.model.parameters()])
+    for parts in found[1:]:
+        for whole, added in zip(found[0], parts, strict=True):
+            assert whole is not None and whole.any()
+            torch.testing.assert_close(added, whole, atol=1e-7, rtol=1e-5)
+
+
 def test_another_seed_reads_other_rows(tmp_path: Path) -> None:
     one, other = train(tmp_path / "one")[0], train(tmp_path / "other", seed=8)[0]
     assert trained_rows(one) != trained_rows(other)
@@ -181,80 +102,6 @@ def test_one_part_and_four_learn_the_same(tmp_path: Path) -> None:
     (one, _), (four, _) = state(tmp_path / "one"), state(tmp_path / "four")
     for name in one:
         torch.testing.assert_close(one[name], four[name], atol=2e-3, rtol=2e-3)  # Muon's iteration is in bfloat16
-
-
-RANKS = """
-import sys, time
-from contextlib import suppress
-from dataclasses import replace
-from pathlib import Path
-from pipeline.base import HeadraceError
-from tests.trainer.test_loop import SETTINGS, Toy, plan
-from trainer.loop import Loop
-from trainer.processes import processes
-
-def gloo():
-    names = []
-    for path in Path("/proc/self/task").glob("*/comm"):
-        with suppress(OSError):
-            names.append(path.read_text())
-    return [name for name in names if "gloo" in name]
-
-def ended():
-    for _ in range(50):  # a thread that has ended may be listed for a moment
-        if not gloo():
-            return True
-        time.sleep(0.1)
-    return False
-
-class Damaged(Toy):
-    def read(self, rows):
-        if folder.name == "damaged" and len(self.seen) > 4:
-            raise HeadraceError("damaged")
-        return super().read(rows)
-
-folder = Path(sys.argv[1])
-task = Damaged(dropout=0.0)
-training = SETTINGS.model_copy(update={"optimizer": "adamw"})
-told = []
-try:
-    with processes() as place:
-        loop = Loop(task, plan(folder / "two", training=training), replace(place, half=False), print)
-        there = bool(gloo()) or sys.platform != "linux"
-        loop.run()
-except HeadraceError as error:
-    told = [error.message, ended()]
-(folder / f"rows{place.rank}").write_text(repr([rows for rows in task.seen if len(rows) == 4]))
-(folder / f"told{place.rank}").write_text(repr([there, ended(), *told]))
-"""
-
-
-def torchrun(folder: Path) -> list[list[Any]]:
-    """Run RANKS as two processes; what each tells at its end: the group's threads were there, and ended with it."""
-    folder.mkdir()
-    (folder / "ranks.py").write_text(RANKS)
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
-    program = Path(sys.executable).with_name("torchrun")
-    command = [program, "--standalone", "--nproc-per-node=2", folder / "ranks.py", folder]
-    subprocess.run(command, cwd=root, env=environment, stdout=subprocess.DEVNULL, check=True, timeout=120)
-    return [literal_eval((folder / f"told{rank}").read_text()) for rank in range(2)]
-
-
-def test_two_processes_learn_what_one_does_from_the_same_rows(tmp_path: Path) -> None:
-    assert torchrun(tmp_path / "ranks") == [[True, True]] * 2  # and the group's threads end with it
-    training = SETTINGS.model_copy(update={"optimizer": "adamw"})
-    task, _ = train(tmp_path / "one", Toy(dropout=0.0), training=training)
-    halves = [literal_eval((tmp_path / "ranks" / f"rows{rank}").read_text()) for rank in range(2)]
-    assert [a + b for a, b in zip(*halves, strict=True)] == trained_rows(task)
-    (one, _), (two, _) = state(tmp_path / "one"), state(tmp_path / "ranks" / "two")
-    assert set(one) == set(two) and not any("module." in name for name in two)
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-4)
-
-
-def test_an_error_in_two_processes_leaves_no_thread_that_could_abort_them(tmp_path: Path) -> None:
-    assert torchrun(tmp_path / "damaged") == [[True, True, "damaged", True]] * 2
 
 
 def test_the_average_follows_its_formula() -> None:
@@ -421,29 +268,3 @@ def test_a_compiled_model_trains_alike_and_keeps_its_names(tmp_path: Path) -> No
     assert set(plain) == set(fast) and not any("_orig_mod" in name for name in fast)
     for name in plain:
         torch.testing.assert_close(plain[name], fast[name], atol=5e-3, rtol=5e-3)
-
-
-def test_batches_read_ahead_come_in_order_and_errors_in_their_turn() -> None:
-    begun: list[int] = []
-
-    def read(step: int) -> int:
-        begun.append(step)
-        if step == 9:
-            raise HeadraceError("a damaged tar")
-        return step * step
-
-    got = []
-    for number, value in enumerate(read_ahead(read, range(7), 2)):
-        got.append(value)
-        assert len(begun) <= number + 3
-    assert got == [step * step for step in range(7)] and begun == list(range(7))
-    reading = read_ahead(read, range(8, 12), 2)
-    assert next(reading) == 64
-    with pytest.raises(HeadraceError, match="damaged"):
-        next(reading)
-    assert list(read_ahead(read, range(2), 5)) == [0, 1]
-    begun.clear()
-    cut_short = read_ahead(read, range(100), 2)
-    assert next(cut_short) == 0
-    cut_short.close()  # type: ignore[attr-defined]
-    assert len(begun) <= 3
