@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from trainer.cli_pictures import (
 )
 
 PARTLY = 1
+RESUMES = "`trainer fit` and `trainer clip` go on from the last state with --resume"
 
 app = typer.Typer(rich_markup_mode=None, add_completion=True, pretty_exceptions_enable=False)
 
@@ -164,4 +166,5 @@ def _end_of_training(out: Path, done: bool) -> None:
 
 def main() -> None:
     """Run the command."""
-    run_command(app, "trainer", "`trainer fit` and `trainer clip` go on from the last state with --resume")
+    trains = sys.argv[1:2] in (["clip"], ["fit"])
+    run_command(app, "trainer", RESUMES if trains else "what was written so far stays, the rest can be asked for again")

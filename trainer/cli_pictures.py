@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,14 +45,15 @@ def sample(
 
     texts, seeds = list(dict.fromkeys(texts)), range(seed, seed + count)
     run, unclip = _open(run, clip, out, len(texts) * count * best_of)
+    unclip.check_lengths(texts)
     jobs = [(text, own) for text in texts for own in seeds]
-    drawn = unclip.sample([text for text, _ in jobs], [own for _, own in jobs], best_of, how_of(steps, guidance))
-    names = [f"{texts.index(text):02d}-{file_name(text)}-{own}" for text, own in jobs]
-    rows = {
-        text: dict(list(zip(names, drawn, strict=True))[start : start + count])
-        for start, text in zip(range(0, len(jobs), count), texts, strict=True)
-    }
-    _write(out or _fresh(run, "sample"), rows, [f"seed {own}" for own in seeds])
+    how = how_of(steps, guidance)
+    rows = {text: [f"{number:02d}-{file_name(text)}-{own}" for own in seeds] for number, text in enumerate(texts)}
+
+    def drawn(part: slice) -> Picture:
+        return unclip.sample([text for text, _ in jobs[part]], [own for _, own in jobs[part]], best_of, how)
+
+    _draw(run, "sample", out, rows, [f"seed {own}" for own in seeds], drawn, best_of)
 
 
 def vary(
@@ -79,10 +80,11 @@ def vary(
         raise HeadraceError("--guidance has no use beside --eta, which draws without guidance", hint=hint)
     given = read_picture(picture)
     run, unclip = _open(run, clip, out, count)
-    seeds = range(seed, seed + count)
-    drawn = unclip.vary(given, seeds, eta, how_of(steps, guidance))
-    row = {f"vary-{own}": one for own, one in zip(seeds, drawn, strict=True)}
-    _write(out or _fresh(run, "vary"), {picture.name: row}, [f"seed {own}" for own in seeds])
+    seeds, how = range(seed, seed + count), how_of(steps, guidance)
+    rows = {picture.name: [f"vary-{own}" for own in seeds]}
+    _draw(
+        run, "vary", out, rows, [f"seed {own}" for own in seeds], lambda part: unclip.vary(given, seeds[part], eta, how)
+    )
 
 
 def blend(
@@ -101,9 +103,10 @@ def blend(
     ends = read_picture(a), read_picture(b)
     run, unclip = _open(run, clip, out, count)
     weights = _spread(count, 1, alone=0.5)
-    drawn = unclip.blend(*ends, weights, seed, how_of(steps, None))
-    row = {f"blend-{number:02d}-{weights[number]:.3f}": one for number, one in enumerate(drawn)}
-    _write(out or _fresh(run, "blend"), {f"{a.name} to {b.name}": row}, [f"{weight:.2f}" for weight in weights])
+    how = how_of(steps, None)
+    rows = {f"{a.name} to {b.name}": [f"blend-{number:02d}-{weight:.3f}" for number, weight in enumerate(weights)]}
+    columns = [f"{weight:.2f}" for weight in weights]
+    _draw(run, "blend", out, rows, columns, lambda part: unclip.blend(*ends, weights[part], seed, how))
 
 
 def edit(
@@ -124,9 +127,10 @@ def edit(
     given = read_picture(picture)
     run, unclip = _open(run, clip, out, count)
     angles = _spread(count, furthest, alone=furthest)
-    drawn = unclip.edit(given, before, after, angles, seed, how_of(steps, None))
-    row = {f"edit-{number:02d}-{angles[number]:.3f}": one for number, one in enumerate(drawn)}
-    _write(out or _fresh(run, "edit"), {f"{before} → {after}": row}, [f"{angle:.2f}" for angle in angles])
+    how = how_of(steps, None)
+    rows = {f"{before} → {after}": [f"edit-{number:02d}-{angle:.3f}" for number, angle in enumerate(angles)]}
+    columns = [f"{angle:.2f}" for angle in angles]
+    _draw(run, "edit", out, rows, columns, lambda part: unclip.edit(given, before, after, angles[part], seed, how))
 
 
 def inpaint(
@@ -148,10 +152,13 @@ def inpaint(
     given = read_picture(picture)
     paint = read_mask(mask, given.shape[:2])
     run, unclip = _open(run, clip, out, count * best_of)
-    seeds = range(seed, seed + count)
-    drawn = unclip.inpaint(given, paint, text, seeds, best_of, how_of(steps, guidance))
-    row = {f"inpaint-{own}": one for own, one in zip(seeds, drawn, strict=True)}
-    _write(out or _fresh(run, "inpaint"), {text: row}, [f"seed {own}" for own in seeds])
+    seeds, how = range(seed, seed + count), how_of(steps, guidance)
+    rows = {text: [f"inpaint-{own}" for own in seeds]}
+
+    def drawn(part: slice) -> Picture:
+        return unclip.inpaint(given, paint, text, seeds[part], best_of, how)
+
+    _draw(run, "inpaint", out, rows, [f"seed {own}" for own in seeds], drawn, best_of)
 
 
 def _open(run: Path | None, clip: str | None, out: Path | None, count: int) -> tuple[Path, UnClip]:
@@ -211,7 +218,30 @@ def _fresh(run: Path, command: str) -> Path:
     return folder
 
 
-def _write(folder: Path, rows: dict[str, dict[str, Picture]], columns: list[str]) -> None:
-    from trainer.pictures import write_sheet
+def _draw(
+    run: Path,
+    command: str,
+    out: Path | None,
+    rows: Mapping[str, Sequence[str]],
+    columns: Sequence[str],
+    drawn: Callable[[slice], Picture],
+    tries: int = 1,
+) -> None:
+    """Draw pictures, `rows` of file names by label, and a grid of them; each is written when its part is drawn.
 
-    typer.echo(str(write_sheet(folder, rows, columns)))
+    Without `out` they go into a new folder of the run, made for the first. A picture costs `tries`.
+    """
+    from trainer.pictures import write_grid, write_png
+    from trainer.unclip import BATCH
+
+    todo = [(label, name) for label, names in rows.items() for name in names]
+    done: dict[str, list[Picture]] = {label: [] for label in rows}
+    size = max(1, BATCH // tries)
+    for start in range(0, len(todo), size):
+        part = slice(start, start + size)
+        for (label, name), picture in zip(todo[part], drawn(part), strict=True):
+            out = out or _fresh(run, command)
+            write_png(out / f"{name}.png", picture, {"text": label})
+            done[label].append(picture)
+    assert out is not None
+    typer.echo(str(write_grid(out, done, columns)))

@@ -81,20 +81,10 @@ def write_png(path: Path, picture: NDArray[np.uint8], notes: Mapping[str, str]) 
     write_bytes(path, data.getvalue())
 
 
-def write_sheet(
-    folder: Path,
-    rows: Mapping[str, Mapping[str, NDArray[np.uint8]]],
-    columns: Sequence[str] = (),
-) -> Path:
-    """Write every picture as NAME.png, and `grid.png` with a row per label; returns the grid's path.
-
-    `rows` gives for each label its pictures by name.
-    """
-    for label, pictures in rows.items():
-        for name, picture in pictures.items():
-            write_png(folder / f"{name}.png", picture, {"text": label})
+def write_grid(folder: Path, rows: Mapping[str, Sequence[NDArray[np.uint8]]], columns: Sequence[str] = ()) -> Path:
+    """Write `grid.png` with a row of pictures per label; returns its path."""
     sheet = folder / "grid.png"
-    write_png(sheet, grid([list(row.values()) for row in rows.values()], list(rows), columns), {})
+    write_png(sheet, grid(list(rows.values()), list(rows), columns), {})
     return sheet
 
 

@@ -111,8 +111,7 @@ class UnClip:
         Raises:
             HeadraceError: a text is longer than the CLIP's context, or the run has no prior.
         """
-        words = self.words(texts)
-        return self._best(words, seeds, n, how, None)
+        return self._best(self.words(texts), seeds, n, how, None)
 
     @torch.inference_mode()
     def vary(self, picture: Picture, seeds: Sequence[int], eta: float | None = None, how: How = DEFAULT) -> Picture:
@@ -194,13 +193,24 @@ class UnClip:
 
     def words(self, texts: Sequence[str]) -> Words:
         """Texts as conditions; one that is longer than the CLIP's context is a `HeadraceError`."""
-        for text in texts:
-            self._check_length(text)
+        self.check_lengths(texts)
         distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         tokens, mask = self.clip.text_states(list(distinct))
         parts = (self.clip.encode_texts(list(distinct)), tokens, mask)
         vectors, states, true = (torch.from_numpy(part).to(self._device) for part in parts)
         return Words(vectors, states, true).take([distinct[text] for text in texts])
+
+    def check_lengths(self, texts: Sequence[str]) -> None:
+        """Raise where the CLIP would read only the beginning of a text."""
+        room = self.clip.context_length
+        for text in dict.fromkeys(texts):
+            whole = self.clip.tokenizer([text], context_length=4 * room)[0]
+            if not torch.equal(whole[:room], self.clip.tokens([text])[0]):
+                start = text if len(text) < 40 else f"{text[:40]}…"
+                count = int((whole != whole[-1]).sum())  # the last is padding, or an end mark where even this is full
+                length = f"{count}" if count < len(whole) - 1 else f"over {count}"
+                hint = f"say it in at most {room} tokens, both end marks included"
+                raise HeadraceError(f"the text “{start}” has {length} tokens, the CLIP reads {room}", hint=hint)
 
     def vectors(self, pictures: Sequence[Picture]) -> Tensor:
         """Unit vectors (N, D) of pictures, on the device."""
@@ -210,16 +220,6 @@ class UnClip:
     def _device(self) -> torch.device:
         return self.clip.device
 
-    def _check_length(self, text: str) -> None:
-        room = self.clip.context_length
-        whole = self.clip.tokenizer([text], context_length=4 * room)[0]
-        if not torch.equal(whole[:room], self.clip.tokens([text])[0]):
-            start = text if len(text) < 40 else f"{text[:40]}…"
-            count = int((whole != whole[-1]).sum())  # the last is padding, or an end mark where even this is full
-            length = f"{count}" if count < len(whole) - 1 else f"over {count}"
-            hint = f"say it in at most {room} tokens, both end marks included"
-            raise HeadraceError(f"the text “{start}” has {length} tokens, the CLIP reads {room}", hint=hint)
-
     def _best(self, words: Words, seeds: Sequence[int], n: int, how: How, scene: Scene | None) -> Picture:
         """Of n pictures per row of words, the one nearest to its text in the CLIP's space; the first where equal."""
         if self._prior is None:
@@ -228,16 +228,14 @@ class UnClip:
                 hint="train one with `trainer fit --only prior`",
                 code=MISSING,
             )
-        drawn, scores = [], []
-        for number in range(n):
-            own = [seed_for(seed, number) for seed in seeds]
-            vectors = torch.cat(
-                [imagine(self._prior, words.take(rows), own[rows], how) for rows in _chunks(len(seeds))]
-            )
-            drawn.append(self._pictures(vectors, words, own, how, scene))
-            scores.append((self.vectors(list(drawn[-1])) * words.vectors).sum(1) if n > 1 else torch.zeros(len(seeds)))
-        best = torch.stack(scores).argmax(dim=0).tolist()
-        return np.stack([drawn[number][row] for row, number in enumerate(best)])
+        many = words.take([row for row in range(len(seeds)) for _ in range(n)])
+        own = [seed_for(seed, number) for seed in seeds for number in range(n)]
+        vectors = torch.cat([imagine(self._prior, many.take(rows), own[rows], how) for rows in _chunks(len(own))])
+        drawn = self._pictures(vectors, many, own, how, scene)
+        if n == 1:
+            return drawn
+        scores = (self.vectors(list(drawn)) * many.vectors).sum(1).view(len(seeds), n)
+        return np.stack([drawn[row * n + best] for row, best in enumerate(scores.argmax(dim=1).tolist())])
 
     def _pictures(
         self, vectors: Tensor, words: Words | None, seeds: Sequence[int], how: How, scene: Scene | None

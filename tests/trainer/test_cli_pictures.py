@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,6 +65,22 @@ def test_sample(run: Path, call: Call, tmp_path: Path) -> None:
     call("sample", texts[1], *options, "--count", 1, "--seed", 8, "--out", tmp_path / "one")
     alone = read_picture(tmp_path / "one" / "00-ein-größeres-quadrat-8.png")
     assert np.abs(alone.astype(int) - drawn[3].astype(int)).max() <= 1
+
+
+def test_what_is_drawn_before_ctrl_c_stays(run: Path, tmp_path: Path) -> None:
+    options = ("--run", run, "--best-of", 32, "--steps", 30, "--count", 50, "--out", tmp_path / "out")
+    command = [Path(sys.executable).with_name("trainer"), "sample", "a red circle", *options]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        while not process.stderr.readline().startswith("drawn 64 of 1600") and process.poll() is None:
+            pass
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said
+    assert said.splitlines()[-1].startswith("interrupted: what was written so far stays")
+    drawn = names(tmp_path / "out")
+    assert "00-a-red-circle-0.png" in drawn and "grid.png" not in drawn and len(drawn) < 50
+    assert all(read_picture(tmp_path / "out" / name).shape == (16, 16, 3) for name in drawn)
 
 
 def test_the_rest(run: Path, call: Call, picture: Path, tmp_path: Path) -> None:

@@ -92,6 +92,21 @@ def test_a_fresh_decoder_predicts_nothing_so_its_loss_is_that_of_the_picture(gro
     assert float(eps_loss.detach().mean()) == pytest.approx(1, abs=0.1)
 
 
+def upsampler(side: int = 16) -> Upsampler:
+    values = {"side": side, "crop": 8, "factor": 2, "channels": [16, 32], "blocks": 1, "groups": 8}
+    return Upsampler(parse_config(UpsamplerConfig, values, "test"), SIZES)
+
+
+def test_a_fresh_upsampler_and_transformer_prior_predict_nothing_so_their_loss_is_that_of_what_is_sought() -> None:
+    x, small, vectors = torch.rand(3, 3, 16, 16) * 2 - 1, torch.randn(3, 3, 8, 8), torch.randn(3, 16)
+    for guess, sought in (
+        (upsampler()(torch.randn(3, 3, 16, 16), T, small), x),
+        (prior("transformer")(torch.randn(3, 16), T, *conditions(), YES), vectors),
+    ):
+        found = diffusion.loss(diffusion.cosine(), "x0", "uniform", guess, sought, torch.randn_like(sought), T)
+        torch.testing.assert_close(found, sought.square().flatten(1).mean(1))
+
+
 @pytest.mark.parametrize("groups", [0, 8])
 def test_the_decoders_nulls_forget_the_conditions_and_keep_the_picture(groups: int) -> None:
     model = woken(decoder(groups))
@@ -336,4 +351,17 @@ def test_bfloat16_and_channels_last_are_near_float32(groups: int) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         half = model(x, T, *known, YES, YES)
     assert half.dtype == torch.float32
+    assert float(((half - whole).norm() / whole.norm()).detach()) < 0.05
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "upsampler"])
+def test_the_others_in_bfloat16_are_near_float32(kind: str) -> None:
+    if kind == "upsampler":
+        model, given = woken(upsampler()), (torch.randn(3, 3, 16, 16), T, torch.randn(3, 3, 8, 8))
+    else:
+        model, given = woken(prior(kind)), (torch.randn(3, 16), T, *conditions(), YES)  # type: ignore[assignment]
+    whole = model(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(*given)
+    assert half.dtype == torch.float32 and not torch.equal(half, whole)
     assert float(((half - whole).norm() / whole.norm()).detach()) < 0.05

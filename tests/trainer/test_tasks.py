@@ -15,9 +15,9 @@ from pipeline.base import parse_config
 from pipeline.clip import Clip
 from pipeline.shards import vector_column, write_parquet
 from tests.trainer.tiny_run import UNET, run, silent
-from trainer import diffusion, sampling
-from trainer.cascade import DEFAULT, How, Words, enlarge
-from trainer.decoder import DecoderConfig
+from trainer import diffusion
+from trainer.cascade import DEFAULT, How, Words, decoder_denoise, decoder_noise, draw, enlarge
+from trainer.decoder import Decoder, DecoderConfig
 from trainer.fit import RunConfig, fit
 from trainer.layers import blur
 from trainer.loop import Loop
@@ -152,28 +152,29 @@ def test_a_decoder_that_learned_sixteen_pictures_draws_them_by_their_conditions(
     config = parse_config(RunConfig, {"decoder": {**decoder, "training": training}}, "overfit")
     fit(run(shards, tmp_path / "run", config=config, only=("decoder",)), silent)
     model, saved = load_model(tmp_path / "run", "decoder")
-    assert isinstance(saved, DecoderConfig)
+    assert isinstance(saved, DecoderConfig) and isinstance(model, Decoder)
     task = DecoderTask(saved, sets(shards, clip), tmp_path, 0)
     batch = task.read(np.arange(16))
     true, keep = as_floats(batch["picture"]), torch.ones(16, dtype=torch.bool)
-    schedule = diffusion.cosine()
 
     def drawn(shift: int) -> torch.Tensor:
-        known = [batch[name].roll(shift, 0) for name in ("image", "tokens", "mask")]
-        noise = sampling.noise_for(range(16), (3, 16, 16))()
+        image, tokens, mask = (batch[name].roll(shift, 0) for name in ("image", "tokens", "mask"))
+        denoise = decoder_denoise(model, image, Words(image, tokens, mask), DEFAULT)
         with torch.no_grad():
-            return sampling.ddim(
-                lambda xt, t: model(xt, t, *known, keep, keep).clamp(-1, 1), noise, schedule, sampling.steps(1000, 20)
-            )
+            return draw(denoise, decoder_noise(model, range(16), torch.device("cpu")), DEFAULT)
 
     own, others = ((drawn(shift) - true).square().mean() for shift in (0, 5))
     assert float(own) < 0.1 and float(others) > 4 * float(own)
 
-    draw = task.draw(16, torch.Generator().manual_seed(0)) | {"keep_image": keep, "keep_text": keep}
-    swapped = {**batch, **{name: batch[name].roll(5, 0) for name in ("image", "tokens", "mask")}}
-    with torch.no_grad():
-        right, wrong = (task.losses(model, given, draw).mean() for given in (batch, swapped))
-    assert float(wrong) > 1.5 * float(right)
+    drawn_for = task.draw(16, torch.Generator().manual_seed(0)) | {"keep_image": keep, "keep_text": keep}
+
+    def loss(*shuffled: str) -> float:
+        given = {**batch, **{name: batch[name].roll(5, 0) for name in shuffled}}
+        with torch.no_grad():
+            return float(task.losses(model, given, drawn_for).mean())
+
+    assert loss("image", "tokens", "mask") > 1.5 * loss()
+    assert loss("image") > 1.1 * loss() and loss("tokens", "mask") > 1.1 * loss()  # each by itself is listened to
 
 
 def bent_vectors(folder: Path, clip: Clip) -> Path:
@@ -201,6 +202,14 @@ def test_a_learned_prior_beats_the_linear_one_which_beats_the_mean(tmp_path: Pat
     fit(run(bent_vectors(tmp_path / "set", clip), tmp_path / "a", config=config, only=("prior",)), silent)
     last = json.loads((tmp_path / "a/prior/metrics.jsonl").read_text().splitlines()[-1])
     assert last["cosine/one_step"] > last["cosine/linear"] + 0.02 > last["cosine/mean"] + 0.1
+    given = sets(tmp_path / "set", clip)
+    task, (model, _) = PriorTask(config.prior, given, tmp_path, 0), load_model(tmp_path / "a", "prior")
+    held, t = task.held_out(), torch.full((300,), 900)
+    drawn = task.draw(300, torch.Generator().manual_seed(0)) | {"t": t, "keep_text": torch.ones(300, dtype=torch.bool)}
+    other = {**held, **{name: held[name].roll(1, 0) for name in ("text", "tokens", "mask")}}
+    with torch.no_grad():
+        right, wrong = (float(task.losses(model, rows, drawn).mean()) for rows in (held, other))
+    assert wrong > 1.5 * right
     if kind == "residual":  # samples of a text differ as its pictures do: E x·x' = |E x|², where |E x| = E x·m/|m|
         assert last["cosine/two_samples"] == pytest.approx(last["cosine/one_step"] ** 2, abs=0.08)
         prior, val = load_model(tmp_path / "a", "prior")[0], Split(tmp_path / "set", "val", clip)
