@@ -25,7 +25,13 @@ from trainer.cli_pictures import (
 )
 
 PARTLY = 1
-RESUMES = "`trainer fit` and `trainer clip` go on from the last state with --resume"
+AGAIN = "nothing was written; ask for it again"
+INTERRUPTED = {
+    "clip": "`trainer clip` goes on from the last state with --resume",
+    "fit": "`trainer fit` goes on from the last state with --resume",
+    "eval": AGAIN,
+    "export": AGAIN,
+}
 
 app = typer.Typer(rich_markup_mode=None, add_completion=True, pretty_exceptions_enable=False)
 
@@ -166,5 +172,5 @@ def _end_of_training(out: Path, done: bool) -> None:
 
 def main() -> None:
     """Run the command."""
-    trains = sys.argv[1:2] in (["clip"], ["fit"])
-    run_command(app, "trainer", RESUMES if trains else "what was written so far stays, the rest can be asked for again")
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    run_command(app, "trainer", INTERRUPTED.get(command, "the pictures that were written stay"))

@@ -215,6 +215,7 @@ def _fresh(run: Path, command: str) -> Path:
     last = max((int(number) for number in numbers if number.isdecimal()), default=0)
     folder = run / FOLDER / f"{last + 1:04d}-{command}"
     folder.mkdir(parents=True)
+    typer.echo(f"writing into {folder}", err=True)
     return folder
 
 
@@ -231,7 +232,7 @@ def _draw(
 
     Without `out` they go into a new folder of the run, made for the first. A picture costs `tries`.
     """
-    from trainer.pictures import write_grid, write_png
+    from trainer.pictures import write_png, write_sheet
     from trainer.unclip import BATCH
 
     todo = [(label, name) for label, names in rows.items() for name in names]
@@ -244,4 +245,4 @@ def _draw(
             write_png(out / f"{name}.png", picture, {"text": label})
             done[label].append(picture)
     assert out is not None
-    typer.echo(str(write_grid(out, done, columns)))
+    typer.echo(str(write_sheet(out, done, columns)))

@@ -10,22 +10,25 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+import simplejpeg
+import torch
 
 from pipeline.base import MISSING, REFUSED, HeadraceError, read_json
 from pipeline.shards import FORMAT_VERSION, parquet_file, read_parquet, shard_files
 from trainer.workers import Workers
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
     from numpy.typing import NDArray
 
     from pipeline.clip import Preprocess
 
 KEEP_DECODED = 4 << 30  # bytes of small pictures held in memory; a larger set is decoded as it is read
+FEW = 8  # pictures for which no processes are begun
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,6 @@ def open_set(folder: Path, split: str) -> PackedSet:
     Raises:
         HeadraceError: no packed set there, an unknown format, no such split, no row, or no row with a caption.
     """
-    import numpy as np
-
     if not (folder / "dataset.json").is_file():
         hint = "give --shards the folder that `curate pack` wrote, for example data/curated"
         raise HeadraceError(f"{folder} is no packed set: it has no dataset.json", hint=hint, code=MISSING)
@@ -110,8 +111,6 @@ def _columns(path: Path) -> list[str]:
 
 def check_tars(packed: PackedSet) -> None:
     """Raise where a tar is missing, or shorter than its table says: before anything is learned."""
-    import numpy as np
-
     ends = np.zeros(len(packed.tars), dtype=np.int64)
     np.maximum.at(ends, packed.shard, packed.offset + packed.length)
     for path, end in zip(packed.tars, ends, strict=True):
@@ -128,8 +127,6 @@ class Pictures:
     """
 
     def __init__(self, packed: PackedSet, shape: Preprocess, keep: bool = True) -> None:
-        import numpy as np
-
         check_tars(packed)
         self._packed = packed
         self._shape = shape
@@ -142,42 +139,39 @@ class Pictures:
 
     def take(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """uint8 pictures (N, 3, height, width) of these rows."""
-        import torch
-
         if self._kept is not None:
             return self._kept[torch.from_numpy(rows)]
-        if not self._streams:
+        if not self._streams or len(rows) < FEW:
             return self._decode(rows)
         if self._workers is None or self._workers.room < len(rows):
-            self._workers = Workers(self._one, self._size, len(rows))
+            make = partial(_picture, self._packed, self._shape)  # not of this object: a circle would keep both
+            self._workers = Workers(make, self._size, len(rows))
         return self._workers.take(rows)
 
     def _decode(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        import torch
-
         out = torch.empty((len(rows), *self._size), dtype=torch.uint8)
 
         def fill(place: int) -> None:
-            out[place] = self._one(int(rows[place]))
+            out[place] = _picture(self._packed, self._shape, int(rows[place]))
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(fill, range(len(rows))):
                 pass
         return out
 
-    def _one(self, row: int) -> torch.Tensor:
-        data = self._packed.read(row)
-        try:
-            return self._shape(decode(data, self._shape))
-        except ValueError as error:
-            path = self._packed.tars[self._packed.shard[row]]
-            raise _damaged(path, f"the picture of row {row} is no JPEG ({error})") from None
+
+def _picture(packed: PackedSet, shape: Preprocess, row: int) -> torch.Tensor:
+    """uint8 (3, height, width); one that cannot be read is a `HeadraceError`."""
+    data = packed.read(row)
+    try:
+        return shape(decode(data, shape))
+    except ValueError as error:
+        path = packed.tars[packed.shard[row]]
+        raise _damaged(path, f"the picture of row {row} is no JPEG ({error})") from None
 
 
 def decode(data: bytes, shape: Preprocess) -> NDArray[np.uint8]:
     """A JPEG as RGB (H, W, 3), at no less than the size that `shape` needs (the decoder halves as it reads)."""
-    import simplejpeg
-
     picture: NDArray[np.uint8] = simplejpeg.decode_jpeg(
         data, min_height=shape.height, min_width=shape.width, min_factor=1.5
     )
@@ -190,8 +184,6 @@ def epoch_order(captions: tuple[str, ...], seed: int, epoch: int) -> NDArray[np.
     So no batch holds a caption twice, which would count a right answer as wrong, and a caption that thousands of
     pictures share weighs as one. Rows without a caption are left out. A pure function of its arguments.
     """
-    import numpy as np
-
     rng = np.random.default_rng((seed, epoch))
     shuffled = rng.permutation(len(captions))
     first: dict[str, int] = {}

@@ -81,7 +81,7 @@ def write_png(path: Path, picture: NDArray[np.uint8], notes: Mapping[str, str]) 
     write_bytes(path, data.getvalue())
 
 
-def write_grid(folder: Path, rows: Mapping[str, Sequence[NDArray[np.uint8]]], columns: Sequence[str] = ()) -> Path:
+def write_sheet(folder: Path, rows: Mapping[str, Sequence[NDArray[np.uint8]]], columns: Sequence[str] = ()) -> Path:
     """Write `grid.png` with a row of pictures per label; returns its path."""
     sheet = folder / "grid.png"
     write_png(sheet, grid(list(rows.values()), list(rows), columns), {})

@@ -10,6 +10,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     Make = Callable[[int], torch.Tensor]
 
 T = TypeVar("T")
-CHUNK = 32  # rows that a process makes at a time
+CHUNK = 32  # rows that a process makes at a time, at most
 
 
 def read_ahead(read: Callable[[int], T], steps: Iterable[int], most: int) -> Iterator[T]:
@@ -55,9 +56,10 @@ class Workers:
         # Shared by being there before the fork: of /dev/shm a container has 64 MB.
         memory = np.frombuffer(mmap.mmap(-1, room * prod(shape)), np.uint8).reshape(room, *shape)
         self._memory = torch.from_numpy(memory)
-        count = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        self._count = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         context = multiprocessing.get_context("fork")
-        self._pool = ProcessPoolExecutor(count, context, initializer=_begin, initargs=(make, self._memory))
+        self._pool = ProcessPoolExecutor(self._count, context, initializer=_begin, initargs=(make, self._memory))
 
     def take(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """What `make` gives for each of these, in order; its first error is raised.
@@ -65,7 +67,8 @@ class Workers:
         Raises:
             HeadraceError: a process was killed from outside.
         """
-        parts = [(start, rows[start : start + CHUNK].tolist()) for start in range(0, len(rows), CHUNK)]
+        size = max(1, min(CHUNK, -(-len(rows) // self._count)))
+        parts = [(start, rows[start : start + size].tolist()) for start in range(0, len(rows), size)]
         try:
             filling = [self._pool.submit(_fill, *part) for part in parts]
             wait(filling)  # all of them, so that none still writes after another's error
@@ -82,10 +85,10 @@ _memory: torch.Tensor
 
 
 def _begin(make: Make, memory: torch.Tensor) -> None:
-    """In a new process, which leaves Ctrl-C to its parent and ends with it."""
+    """In a new process, which ends with its parent, and leaves to it the signals that all of a group get."""
     global _make, _memory
     _make, _memory = make, memory
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setpgrp()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()

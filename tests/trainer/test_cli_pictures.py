@@ -77,7 +77,7 @@ def test_what_is_drawn_before_ctrl_c_stays(run: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in said
-    assert said.splitlines()[-1].startswith("interrupted: what was written so far stays")
+    assert said.splitlines()[-1].startswith("interrupted: the pictures that were written stay")
     drawn = names(tmp_path / "out")
     assert "00-a-red-circle-0.png" in drawn and "grid.png" not in drawn and len(drawn) < 50
     assert all(read_picture(tmp_path / "out" / name).shape == (16, 16, 3) for name in drawn)

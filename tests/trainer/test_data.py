@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +34,13 @@ def test_swaps_are_read_where_the_set_has_them(tmp_path: Path) -> None:
 
 def test_kept_and_streamed_pictures_are_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = open_set(write_packed(tmp_path), "train")
-    rows = np.array([3, 15, 0, 3])
+    rows = np.array([3, 15, 0, 3, 1, 2, 4, 5, 6])
     kept = Pictures(packed, SMALL).take(rows)
     monkeypatch.setattr(data, "KEEP_DECODED", 0)
-    streamed = Pictures(packed, SMALL).take(rows)
-    assert kept.shape == (4, 3, 24, 24) and kept.dtype == torch.uint8
+    pictures = Pictures(packed, SMALL)
+    streamed = pictures.take(rows)
+    assert torch.equal(pictures.take(rows[:4]), kept[:4])
+    assert kept.shape == (9, 3, 24, 24) and kept.dtype == torch.uint8
     assert torch.equal(kept, streamed) and torch.equal(kept[0], kept[3])
     left = kept[1, :, :, :8].float().mean(dim=(1, 2))  # row 15 is white and white
     assert (left > 235).all()
@@ -50,6 +54,20 @@ def test_a_picture_that_is_no_jpeg_in_a_whole_tar_is_named(tmp_path: Path) -> No
     with pytest.raises(HeadraceError, match="row 9 is no JPEG") as caught:
         Pictures(packed, SMALL)
     assert caught.value.code == 3 and str(packed.tars[0]) in caught.value.message
+
+
+def test_the_processes_of_a_streamed_set_go_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "KEEP_DECODED", 0)
+    before = set(multiprocessing.active_children())
+    pictures = Pictures(open_set(write_packed(tmp_path), "train"), SMALL)
+    pictures.take(np.arange(16))
+    begun = set(multiprocessing.active_children()) - before
+    gc.disable()
+    del pictures
+    for process in begun:
+        process.join(timeout=10)
+    gc.enable()
+    assert begun and not any(process.is_alive() for process in begun)
 
 
 def test_an_epoch_has_every_caption_once_and_spreads_over_its_pictures() -> None:

@@ -120,5 +120,6 @@ def test_ctrl_c_under_torchrun_keeps_the_step_in_hand(shards: Path, tmp_path: Pa
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=90)
     assert process.returncode != 0 and checkpoint.scalars(state_file)["step"] >= 10
-    done = subprocess.run([*command, "--resume", "--max-minutes", "0"], capture_output=True, text=True, env=here)
+    again = [*command, "--resume", "--max-minutes", "0"]
+    done = subprocess.run(again, capture_output=True, text=True, env=here, timeout=120)
     assert done.returncode == 1 and "decoder: resumed at step" in done.stderr

@@ -52,9 +52,8 @@ def numbered(row: int) -> torch.Tensor:
 
 
 def own(row: int) -> torch.Tensor:
-    """The process that made it, its threads, and whether it leaves Ctrl-C to its parent."""
-    leaves = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    facts = [*os.getpid().to_bytes(4, "little"), torch.get_num_threads(), leaves]
+    """The process that made it, its threads, and whether it leaves Ctrl-C to its parent: its group is another."""
+    facts = [*os.getpid().to_bytes(4, "little"), torch.get_num_threads(), os.getpgrp() == os.getpid()]
     return torch.tensor(facts, dtype=torch.uint8)
 
 
@@ -126,3 +125,28 @@ def test_they_end_with_a_parent_that_is_killed() -> None:
     assert done.returncode == -signal.SIGKILL
     pids = [int(text) for text in done.stdout.strip().strip("{}").split(",")]
     assert pids and all(ended(pid) for pid in pids)
+
+
+def test_a_signal_to_the_whole_group_is_the_parents_alone() -> None:
+    """As torchrun and `timeout` send it: the parent finishes its step, for which it may still read."""
+    code = (
+        "import os, signal; import numpy as np; from tests.trainer.test_workers import numbered; "
+        "from trainer.loop import interruptible; from trainer.workers import Workers\n"
+        "with interruptible() as asked:\n"
+        "    workers = Workers(numbered, (2, 3), 64); workers.take(np.arange(64))\n"
+        "    os.killpg(0, signal.SIGTERM)\n"
+        "    assert asked.is_set() and workers.take(np.arange(64))[:, 0, 0].tolist() == list(range(64))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, start_new_session=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_few_rows_are_shared_among_all() -> None:
+    def slow(row: int) -> torch.Tensor:
+        time.sleep(0.05)
+        return own(row)
+
+    workers = Workers(slow, (6,), room=8)
+    made = [workers.take(np.arange(8)) for _ in range(3)][-1]
+    assert len({tuple(row[:4]) for row in made.tolist()}) == min(8, len(os.sched_getaffinity(0)))
