@@ -23,7 +23,7 @@ curate: install  ## curate the mini-web: about 3,000 URLs over real HTTP, into d
 
 train: install  ## curate 30,000 scenes, then train the three models on them, draw and evaluate, into runs/miniweb
 	$(BIN)/curate run miniweb-train --data data/miniweb-train
-	$(BIN)/trainer fit --shards data/miniweb-train/curated --config mini --out runs/miniweb \
+	$(BIN)/trainer fit --shards data/miniweb-train/curated --config mini --set decoder.drop_text=0.1 --out runs/miniweb \
 		$(if $(wildcard runs/miniweb/config.toml),--resume)
 	$(BIN)/trainer sample --run runs/miniweb "a large red star to the left of a small blue ring on a white background" \
 		"a green heart above a yellow square" "a small purple cross below a large orange circle"

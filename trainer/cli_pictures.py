@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RunOption = Annotated[Path | None, typer.Option("--run", help="What `trainer fit` left; else the newest in runs/.")]
 ClipOption = Annotated[str | None, typer.Option("--clip", help="The run's CLIP, if it is no longer where it was.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Where PNG files go; else a new folder in RUN/pictures.")]
-SeedOption = Annotated[int, typer.Option(help="The same seed gives the same picture, to a grey level.", min=0)]
+SeedOption = Annotated[int, typer.Option(help="The same seed gives the same picture, whatever else is drawn.", min=0)]
 CountOption = Annotated[int, typer.Option(help="How many pictures.", min=1, max=100)]
 BestOption = Annotated[int, typer.Option(help="Draw so many for each and keep what the CLIP finds best.", min=1)]
 StepsOption = Annotated[int | None, typer.Option(help="Denoising steps of the decoder.", min=1, max=1000)]

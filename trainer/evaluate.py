@@ -30,7 +30,7 @@ from trainer.prior_cosines import prior_cosines
 from trainer.ridge import ridge
 from trainer.saved import load_model, read_run
 from trainer.sets import Sets, Split
-from trainer.unclip import BATCH, UnClip, load
+from trainer.unclip import UnClip, load
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 FOLDER, METRICS = "eval", "metrics.json"
 THUMBNAIL = 128  # pixels, at most, of a picture on the page
+TOLD = 32  # pictures between two lines of progress
 Say = Callable[[str], None]
 
 
@@ -156,8 +157,8 @@ def held_out(asked: EvalRun, clip: Clip) -> HeldOut:
 def drawn_samples(unclip: UnClip, captions: Sequence[str], asked: EvalRun, say: Say) -> NDArray[np.uint8]:
     """One picture per caption (N, S, S, 3): the n-th is what `trainer sample` gives with the n-th seed."""
     parts = []
-    for start in range(0, len(captions), BATCH):
-        some = captions[start : start + BATCH]
+    for start in range(0, len(captions), TOLD):
+        some = captions[start : start + TOLD]
         parts.append(unclip.sample(some, range(asked.seed + start, asked.seed + start + len(some)), 1, asked.how))
         say(f"drawn {start + len(some)} of {len(captions)}")
     return np.concatenate(parts)

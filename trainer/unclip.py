@@ -6,7 +6,7 @@ uint8 RGB (H, W, 3); they are made square as the CLIP does it, and come out with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Picture = NDArray[np.uint8]  # RGB (H, W, 3)
 
-BATCH = 32
+BATCH = 8  # pictures that are drawn at once, never more nor fewer: a sum's rounding depends on how many there are
 FAITHFUL = 1.0  # guidance under which a drawing can be inverted
 
 
@@ -195,8 +195,9 @@ class UnClip:
         """Texts as conditions; one that is longer than the CLIP's context is a `HeadraceError`."""
         self.check_lengths(texts)
         distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        tokens, mask = self.clip.text_states(list(distinct))
-        parts = (self.clip.encode_texts(list(distinct)), tokens, mask)
+        # One by one, so that a text's numbers do not depend on the others'.
+        encoded = [(self.clip.encode_texts([text]), *self.clip.text_states([text])) for text in distinct]
+        parts = (np.concatenate(part) for part in zip(*encoded, strict=True))
         vectors, states, true = (torch.from_numpy(part).to(self._device) for part in parts)
         return Words(vectors, states, true).take([distinct[text] for text in texts])
 
@@ -230,12 +231,19 @@ class UnClip:
             )
         many = words.take([row for row in range(len(seeds)) for _ in range(n)])
         own = [seed_for(seed, number) for seed in seeds for number in range(n)]
-        vectors = torch.cat([imagine(self._prior, many.take(rows), own[rows], how) for rows in _chunks(len(own))])
+        vectors = torch.cat(
+            [
+                imagine(self._prior, many.take(rows), [own[row] for row in rows], how)[:wanted]
+                for rows, wanted in _batches(len(own))
+            ]
+        )
         drawn = self._pictures(vectors, many, own, how, scene)
         if n == 1:
             return drawn
-        scores = (self.vectors(list(drawn)) * many.vectors).sum(1).view(len(seeds), n)
-        return np.stack([drawn[row * n + best] for row, best in enumerate(scores.argmax(dim=1).tolist())])
+        return np.stack([self._nearest(drawn[row * n :][:n], words.vectors[row]) for row in range(len(seeds))])
+
+    def _nearest(self, drawn: Picture, text: Tensor) -> Picture:
+        return cast("Picture", drawn[int((self.vectors(list(drawn)) @ text).argmax())])
 
     def _pictures(
         self, vectors: Tensor, words: Words | None, seeds: Sequence[int], how: How, scene: Scene | None
@@ -243,24 +251,25 @@ class UnClip:
         """One picture per vector, from fresh noise."""
         small_scene = scene.shrunk(self.side // self._decoder.config.side) if scene else None
         done = []
-        for rows in _chunks(len(seeds)):
-            own = seeds[rows]
+        for rows, wanted in _batches(len(seeds)):
+            own = [seeds[row] for row in rows]
             denoise = decoder_denoise(self._decoder, vectors[rows], words.take(rows) if words else None, how)
             keep = small_scene.keep(own, "small") if small_scene else keep_nothing
             small = draw(denoise, decoder_noise(self._decoder, own, self._device), how, keep)
-            done.append(self._enlarged(small, own, how, scene))
-            self.on_drawn(len(own))
+            done.append(self._enlarged(small, own, how, scene)[:wanted])
+            self.on_drawn(wanted)
         return np.concatenate(done)
 
     def _redrawn(self, vectors: Tensor, start: Tensor, seeds: Sequence[int], eta: float, how: How) -> Picture:
         """One picture per vector, from noise that inversion found."""
         faithful = replace(how, image_guidance=FAITHFUL, text_guidance=FAITHFUL)
         done = []
-        for rows in _chunks(len(seeds)):
+        for rows, wanted in _batches(len(seeds)):
+            own = [seeds[row] for row in rows]
             denoise = decoder_denoise(self._decoder, vectors[rows], None, faithful)
-            small = redraw(denoise, start[rows], seeds[rows], eta, faithful)
-            done.append(self._enlarged(small, seeds[rows], how, None))
-            self.on_drawn(len(seeds[rows]))
+            small = redraw(denoise, start[rows], own, eta, faithful)
+            done.append(self._enlarged(small, own, how, None)[:wanted])
+            self.on_drawn(wanted)
         return np.concatenate(done)
 
     def _inverted(self, picture: Picture, how: How) -> Tensor:
@@ -282,8 +291,11 @@ class UnClip:
         return (shape(picture)[None].float() / 127.5 - 1).to(self._device)
 
 
-def _chunks(count: int) -> list[slice]:
-    return [slice(start, start + BATCH) for start in range(0, count, BATCH)]
+def _batches(count: int) -> Iterator[tuple[list[int], int]]:
+    """Row numbers, BATCH at a time, and how many of them are wanted: the last batch is filled up with its last row."""
+    for start in range(0, count, BATCH):
+        rows = range(start, min(start + BATCH, count))
+        yield [*rows, *[rows[-1]] * (BATCH - len(rows))], len(rows)
 
 
 def _without_name(identity: Mapping[str, Any]) -> dict[str, Any]:

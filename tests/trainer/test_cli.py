@@ -7,9 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
+from pipeline.base import read_toml
 from trainer.cli import app
+from trainer.config import read_run_config
+from trainer.saved import NAMES
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -74,3 +78,22 @@ def test_every_command_has_help_and_stands_in_the_readme(name: str) -> None:
 def test_only_names_a_model(tmp_path: Path) -> None:
     done = run("fit", "--shards", str(tmp_path), "--only", "bogus")
     assert done.returncode == 2 and "--only 'bogus' is no model" in done.stderr
+
+
+def test_without_a_config_a_cpu_takes_mini_and_a_gpu_base(shards: Path, tmp_path: Path) -> None:
+    asked = ("fit", "--shards", str(shards), "--out", str(tmp_path / "out"), "--only", "prior", "--max-minutes", "0")
+    assert run(*asked).returncode == 1
+    name = "base" if torch.cuda.is_available() else "mini"
+    expected = read_run_config(name, ()).model_dump(mode="json")
+    said = read_toml(tmp_path / "out" / "config.toml")
+    assert {section: said[section]["training"]["steps"] for section in NAMES} == {
+        section: expected[section]["training"]["steps"] for section in NAMES
+    }
+    assert said["decoder"]["channels"] == expected["decoder"]["channels"]
+
+
+@pytest.mark.parametrize("name", ["mini", "base"])
+def test_conditions_are_dropped_at_the_papers_rates(name: str) -> None:
+    """Ramesh et al. 2022, sections 2.1 and 2.2: the decoder's picture vector in 10%, its caption in 50%; the prior's 10%."""
+    config = read_run_config(name, ())
+    assert (config.decoder.drop_image, config.decoder.drop_text, config.prior.drop_text) == (0.1, 0.5, 0.1)

@@ -40,14 +40,19 @@ def apart(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
-def test_a_picture_is_its_texts_and_seeds_whatever_the_batch(whole: UnClip, monkeypatch: pytest.MonkeyPatch) -> None:
-    together = whole.sample([*TEXTS, *TEXTS], [1, 2, 3, 1], how=QUICK)
-    assert together.shape == (4, 16, 16, 3) and together.dtype == np.uint8
-    for row, (text, seed) in enumerate(zip([*TEXTS, *TEXTS], [1, 2, 3, 1], strict=True)):
-        assert apart(whole.sample([text], [seed], how=QUICK)[0], together[row]) <= 1
-    monkeypatch.setattr("trainer.unclip.BATCH", 3)
-    assert apart(whole.sample([*TEXTS, *TEXTS], [1, 2, 3, 1], how=QUICK), together) <= 1
-    assert apart(together[0], together[2]) > 20 and apart(together[1], together[3]) > 20
+def test_a_picture_is_its_texts_and_seeds_whatever_the_batch(whole: UnClip) -> None:
+    """To the bit, among any number of others."""
+    texts, seeds = TEXTS * 5, [1, 2, 3, 1, 4, 5, 6, 7, 8, 9]
+    for n in (1, 2):
+        together = whole.sample(texts, seeds, n, QUICK)
+        assert together.shape == (10, 16, 16, 3) and together.dtype == np.uint8
+        for rows in (slice(0, 1), slice(3, 4), slice(9, 10), slice(2, 7)):
+            assert np.array_equal(whole.sample(texts[rows], seeds[rows], n, QUICK), together[rows])
+        assert apart(together[0], together[2]) > 20 and apart(together[1], together[3]) > 20
+    varied = whole.vary(soft(1), range(10), how=QUICK)
+    assert np.array_equal(whole.vary(soft(1), [7], how=QUICK)[0], varied[7])
+    redrawn = whole.vary(soft(1), range(10), 0.5, QUICK)
+    assert np.array_equal(whole.vary(soft(1), [7], 0.5, QUICK)[0], redrawn[7])
 
 
 def test_the_best_of_n_is_the_one_nearest_to_its_text(whole: UnClip) -> None:
