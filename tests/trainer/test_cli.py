@@ -94,6 +94,6 @@ def test_without_a_config_a_cpu_takes_mini_and_a_gpu_base(shards: Path, tmp_path
 
 @pytest.mark.parametrize("name", ["mini", "base"])
 def test_conditions_are_dropped_at_the_papers_rates(name: str) -> None:
-    """Ramesh et al. 2022, sections 2.1 and 2.2: the decoder's picture vector in 10%, its caption in 50%; the prior's 10%."""
+    """Ramesh et al. 2022, 2.1 and 2.2: the decoder's picture vector in 10%, its caption in 50%; the prior's in 10%."""
     config = read_run_config(name, ())
     assert (config.decoder.drop_image, config.decoder.drop_text, config.prior.drop_text) == (0.1, 0.5, 0.1)
