@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.clip import Preprocess
 
 KEEP_DECODED = 4 << 30  # bytes of small pictures held in memory; a larger set is decoded as it is read
-FEW = 8  # pictures for which no processes are begun
+FEW = 8  # fewer pictures than so many are decoded in threads, for which no processes are begun
 
 
 @dataclass(frozen=True)

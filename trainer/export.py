@@ -135,11 +135,12 @@ pipe = DiffusionPipeline.from_pretrained("./{name}", custom_pipeline="./{name}",
 picture = pipe("a large red star to the left of a small blue ring", seed=0).images[0]
 ```
 
-It needs torch, diffusers (made for {MADE_FOR}) and transformers, and nothing of Headrace. `trust_remote_code` is asked
-for because `pipeline.py` and the folder beside it are the code that draws; of a directory on a hub, download all of it
-and load the copy. The same prompt and seed give the picture that `trainer sample --best-of 1` draws; pictures are not
-ranked by a CLIP here. Keep the weights in float32: the networks run in bfloat16 by themselves where that is quicker.
-Prompts with typographic quotes or broken encodings are read as in training only where `ftfy` is installed.
+It needs torch, diffusers (made for {MADE_FOR}) and transformers, and nothing of Headrace. `trust_remote_code` is
+asked for because `pipeline.py` and the folder beside it are the code that draws; of a directory on a hub, download
+all of it and load the copy. The same prompt and seed give the picture that `trainer sample --best-of 1` draws, to a
+grey level; pictures are not ranked by a CLIP here. Keep the weights in float32: the networks run in bfloat16 by
+themselves where that is quicker. Prompts with typographic quotes or broken encodings are read as in training only
+where `ftfy` is installed.
 
 ## What it was made of
 

@@ -1,8 +1,8 @@
 """The run as a pipeline of diffusers: `trainer export` copies this file, and what it imports, into its directory.
 
 There it needs torch, numpy, pillow, diffusers and transformers, and nothing of the trainer. It draws with the trainer's
-own samplers, so that a prompt and a seed give the picture that `trainer sample --best-of 1` draws. No module of the
-trainer imports it.
+own samplers, so that a prompt and a seed give, to a grey level, the picture that `trainer sample --best-of 1` draws. No
+module of the trainer imports it.
 """
 
 from __future__ import annotations

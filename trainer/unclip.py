@@ -1,7 +1,9 @@
 """Pictures from text, variations, blends, text diffs and inpainting, with a trained run.
 
-A picture depends on its text, its seed and the settings, not on what is drawn beside it. Pictures go in and out as
-uint8 RGB (H, W, 3); they are made square as the CLIP does it, and come out with `UnClip.side` pixels per side.
+A picture depends on its text, its seed and the settings, not on what is drawn beside it: to the bit where a CPU has a
+number of threads that is a power of two, else to a grey level, since others share the rows of a batch unevenly.
+Pictures go in and out as uint8 RGB (H, W, 3); they are made square as the CLIP does it, and come out with `UnClip.side`
+pixels per side.
 """
 
 from __future__ import annotations

@@ -67,10 +67,10 @@ class Workers:
         Raises:
             HeadraceError: a process was killed from outside.
         """
-        size = max(1, min(CHUNK, -(-len(rows) // self._count)))
-        parts = [(start, rows[start : start + size].tolist()) for start in range(0, len(rows), size)]
+        count = max(self._count, -(-len(rows) // CHUNK))
+        places = np.array_split(np.arange(len(rows)), min(count, max(1, len(rows))))
         try:
-            filling = [self._pool.submit(_fill, *part) for part in parts]
+            filling = [self._pool.submit(_fill, part.tolist(), rows[part].tolist()) for part in places]
             wait(filling)  # all of them, so that none still writes after another's error
             for done in filling:
                 done.result()
@@ -101,6 +101,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _fill(start: int, rows: list[int]) -> None:
-    for place, row in enumerate(rows, start):
+def _fill(places: list[int], rows: list[int]) -> None:
+    for place, row in zip(places, rows, strict=True):
         _memory[place] = _make(row)

@@ -62,11 +62,13 @@ def test_the_processes_of_a_streamed_set_go_with_it(tmp_path: Path, monkeypatch:
     pictures = Pictures(open_set(write_packed(tmp_path), "train"), SMALL)
     pictures.take(np.arange(16))
     begun = set(multiprocessing.active_children()) - before
-    gc.disable()
-    del pictures
-    for process in begun:
-        process.join(timeout=10)
-    gc.enable()
+    gc.disable()  # what holds itself would stay
+    try:
+        del pictures
+        for process in begun:
+            process.join(timeout=10)
+    finally:
+        gc.enable()
     assert begun and not any(process.is_alive() for process in begun)
 
 
