@@ -128,7 +128,7 @@ def edit(
     run, unclip = _open(run, clip, out, count)
     angles = _spread(count, furthest, alone=furthest)
     how = how_of(steps, None)
-    rows = {f"{before} → {after}": [f"edit-{number:02d}-{angle:.3f}" for number, angle in enumerate(angles)]}
+    rows = {f"{before} to {after}": [f"edit-{number:02d}-{angle:.3f}" for number, angle in enumerate(angles)]}
     columns = [f"{angle:.2f}" for angle in angles]
     _draw(run, "edit", out, rows, columns, lambda part: unclip.edit(given, before, after, angles[part], seed, how))
 
