@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,9 @@ def test_sample(run: Path, call: Call, tmp_path: Path) -> None:
 def test_what_is_drawn_before_ctrl_c_stays(run: Path, tmp_path: Path) -> None:
     options = ("--run", run, "--best-of", 32, "--steps", 30, "--count", 50, "--out", tmp_path / "out")
     command = [Path(sys.executable).with_name("trainer"), "sample", "a red circle", *options]
-    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job would not hear Ctrl-C
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": heard}
+    with subprocess.Popen([*map(str, command)], **piped) as process:  # type: ignore[call-overload]
         assert process.stderr
         while not process.stderr.readline().startswith("drawn 64 of 1600") and process.poll() is None:
             pass
