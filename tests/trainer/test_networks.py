@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.base import parse_config
+from tests.trainer.tiny import woken
 from trainer import diffusion
 from trainer.conditions import Sizes, Whitening, end_states
 from trainer.decoder import Decoder, DecoderConfig
-from trainer.layers import Attention, attend, blur, time_features
+from trainer.layers import Attention, blur
 from trainer.prior import Prior, PriorConfig, ResidualPrior, better_of, build_prior
 from trainer.sampling import dpm_solver, steps
 from trainer.tasks import crops
@@ -20,15 +21,6 @@ from trainer.upsampler import Upsampler, UpsamplerConfig, shrunk, worsened
 SIZES = Sizes(embedding=16, token=12, context=20, null=2)
 KINDS = ("residual", "transformer")
 YES, NO = torch.ones(3, dtype=torch.bool), torch.zeros(3, dtype=torch.bool)
-
-
-def woken(model: nn.Module) -> nn.Module:
-    """A model whose parameters are all random, so that no zero at the start hides anything."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model.eval()
 
 
 def decoder(groups: int = 0, **changes: object) -> Decoder:
@@ -56,29 +48,6 @@ T = torch.tensor([1, 500, 999])
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-def test_written_out_attention_equals_torchs_own() -> None:
-    query, key, value = (torch.randn(2, 3, n, 8) for n in (5, 7, 7))
-    seen = torch.rand(2, 1, 5, 7) > 0.3
-    seen[..., 0] = True
-    torch.testing.assert_close(
-        attend(query, key, value, seen), F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
-    )
-
-
-def test_blur_keeps_what_is_even_and_spreads_a_point() -> None:
-    torch.testing.assert_close(blur(torch.full((1, 2, 5, 5), 0.3), 3, 0.6), torch.full((1, 2, 5, 5), 0.3))
-    point = torch.zeros(1, 1, 5, 5)
-    point[0, 0, 2, 2] = 1
-    line = torch.exp(-torch.tensor([1.0, 0.0, 1.0]) / (2 * 0.36))
-    expected = (line / line.sum())[:, None] * (line / line.sum())
-    torch.testing.assert_close(blur(point, 3, 0.6)[0, 0, 1:4, 1:4], expected)
-
-
-def test_times_are_told_apart() -> None:
-    features = time_features(torch.arange(1000), 32)
-    assert features.shape == (1000, 32) and torch.cdist(features, features).add(torch.eye(1000)).min() > 1e-3
 
 
 @pytest.mark.parametrize("groups", [0, 8])
@@ -278,27 +247,6 @@ def test_attention_stands_where_the_config_asks_for_it() -> None:
         unet = decoder(attention=grids).unet
         for level, grid in ((unet.down[0], 8), (unet.down[1], 4), (unet.middle, 4), (unet.up[0], 4), (unet.up[1], 8)):
             assert any(isinstance(part, Attention) for part in level.modules()) == (grid in grids)
-
-
-def test_a_large_grid_looks_at_means_of_its_squares() -> None:
-    whole, part = (Attention(8, 4, 6, 0, keys) for keys in (0, 4))
-    part.load_state_dict(woken(whole).state_dict())
-    tokens, mask = torch.randn(2, 3, 6), torch.tensor([[True, True, False], [True, True, True]])
-    small = torch.randn(2, 8, 4, 4)
-    torch.testing.assert_close(part(small, tokens, mask), whole(small, tokens, mask))
-
-    large = torch.randn(2, 8, 8, 8)
-    flat = part.norm(large).flatten(2).transpose(1, 2)
-    query, key, value = part.qkv(flat).chunk(3, dim=2)
-    key, value = (v.view(2, 4, 2, 4, 2, 8).mean(dim=(2, 4)).flatten(1, 2) for v in (key, value))
-    added = part.context(tokens).chunk(2, dim=2)
-    key, value = torch.cat([added[0], key], dim=1), torch.cat([added[1], value], dim=1)
-    seen = F.pad(mask, (0, 16), value=True)[:, None, None]
-    heads = [v.view(2, -1, 2, 4).transpose(1, 2) for v in (query, key, value)]
-    looked = F.scaled_dot_product_attention(*heads, attn_mask=seen).transpose(1, 2).flatten(2)
-    expected = large + part.out(looked).transpose(1, 2).view(2, 8, 8, 8)
-    torch.testing.assert_close(part(large, tokens, mask), expected)
-    assert part(torch.randn(1, 8, 7, 5), tokens[:1], mask[:1]).shape == (1, 8, 7, 5)
 
 
 @pytest.mark.parametrize("way", ["vector", "tokens"])

@@ -34,6 +34,15 @@ def stirred(model: nn.Module, seed: int = 0) -> None:
     model.eval().requires_grad_(False)
 
 
+def woken(model: nn.Module) -> nn.Module:
+    """A model whose parameters are all random, so that no zero at the start hides anything."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model.eval()
+
+
 def prior(clip: Clip) -> Prior:
     torch.manual_seed(0)
     made = build_prior(PRIOR, sizes(clip))
