@@ -1,4 +1,4 @@
-"""Writes the three packed sets that a CLIP to embed is trained on: `python -m benchmarks.clip_sets OUT`.
+"""Writes what a CLIP to embed is trained on, three packed sets and a lexicon: `python -m benchmarks.clip_sets OUT`.
 
 `OUT/scenes`: mini-web scenes, train without and val with the held-out combinations. Of every third training scene only
 one object is drawn and told, with its place: sides are learned from one object before two. Wrong captions of the others
@@ -6,6 +6,7 @@ have colours, shapes, sizes or the relation exchanged, or one shape told as anot
 corpus' clip art and emoji as `curate` leaves them, without the quarter whose path hashes below 64 and without what is
 within 8 bits of one of those by perceptual hash. `OUT/views`: those drawings from further away (`benchmarks.views`). In
 the last two the column `teacher` is what `benchmarks.teacher` says of a picture. The stamps are in none.
+`OUT/kinds.parquet`: what nouns are kinds of (`benchmarks.kinds`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.kinds import WORDNET, write_kinds
 from benchmarks.teacher import vectors
 from benchmarks.views import SIDE, views
 from pipeline.base import file_sha256, write_json
@@ -59,7 +61,9 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=90_000)
     parser.add_argument("--views", type=int, default=30_000)
     parser.add_argument("--corpus", type=Path, default=CORPUS)
+    parser.add_argument("--wordnet", type=Path, default=WORDNET)
     options = parser.parse_args()
+    write_kinds(options.out / "kinds.parquet", options.wordnet)
     curate_clip_art(options.out, options.corpus)
     write_views(options.out, {"train": options.views, "val": VAL_VIEWS})
     write_scenes(options.out / "scenes", options.scenes)

@@ -55,6 +55,10 @@ def clip(
             help="Go on from this CLIP's weights: mini, NAME:PRETRAINED or a directory; --config must fit it."
         ),
     ] = None,
+    lexicon: Annotated[
+        Path | None,
+        typer.Option(help="Table of words and what each is a kind of (word, kinds, weights), for `readout_steps`."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another seed gives another CLIP.", min=0)] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out exactly where it stood.")] = False,
     max_minutes: Annotated[
@@ -68,7 +72,7 @@ def clip(
     from trainer.fit_clip import fit
 
     settings = read_clip_config(config or CLIP_DEFAULT)
-    run = Run(tuple(shards), out, settings, seed, resume, max_minutes, start_from)
+    run = Run(tuple(shards), out, settings, seed, resume, max_minutes, start_from, lexicon)
     done = fit(run, lambda line: typer.echo(line, err=True))
     _end_of_training(out, done)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.base import REFUSED, HeadraceError, digest
+from pipeline.base import REFUSED, HeadraceError, digest, file_sha256
 from trainer import checkpoint
 from trainer.clip_files import WEIGHTS
 from trainer.config import ClipConfig
@@ -30,13 +30,16 @@ class Run:
     resume: bool
     minutes: float | None  # stop after this long, with a state to resume from
     start_from: str | None = None  # the CLIP whose weights come first; without one they are drawn from the seed
+    lexicon: Path | None = None  # what words are kinds of, for the words that are read off picture vectors
 
 
 def run_digest(run: Run, first: Clip | None) -> str:
-    """What must be equal for a state to be continued: config, seed, first weights, the sets by their description."""
+    """What must be equal for a state to be continued: config, seed, first weights, lexicon, and the sets by their
+    description."""
     sets = [json.loads((folder / "dataset.json").read_text(encoding="utf-8")) for folder in run.shards]
     begun = {} if first is None else {"start_from": {**first.identity, "name": ""}}
-    return digest({"config": run.config.model_dump(mode="json"), "seed": run.seed, "sets": sets, **begun})
+    words = {} if run.lexicon is None else {"lexicon": file_sha256(run.lexicon)}
+    return digest({"config": run.config.model_dump(mode="json"), "seed": run.seed, "sets": sets, **begun, **words})
 
 
 def check_out(run: Run) -> None:
@@ -55,7 +58,7 @@ def check_same(run: Run, signature: str) -> None:
     """Raise unless the state in `run.out` is of this config, seed and sets; nothing was written yet."""
     if checkpoint.scalars(run.out / STATE)["run"] != signature:
         raise HeadraceError(
-            f"{run.out} was trained with another config, seed, sets or first weights",
-            hint="give the same --config, --seed, --shards and --start-from, or another --out",
+            f"{run.out} was trained with another config, seed, sets, lexicon or first weights",
+            hint="give the same --config, --seed, --shards, --lexicon and --start-from, or another --out",
             code=REFUSED,
         )

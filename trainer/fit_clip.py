@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.clip import Clip
+    from trainer.lexicon import Lexicon
     from trainer.teacher import Lesson, Lessons
 
 TEXT_SHARE = 0.5  # weight of the words read off text vectors, beside those of picture vectors
@@ -52,6 +53,7 @@ def fit(run: Run, say: Callable[[str], None]) -> bool:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     opened = open_sources(run.shards, run.config.training, run.seed)
     first = None if run.start_from is None else load(run.start_from, device="cpu")
+    lexicon = _lexicon(run)
     signature = run_digest(run, first)
     if run.resume:
         check_same(run, signature)
@@ -70,11 +72,22 @@ def fit(run: Run, say: Callable[[str], None]) -> bool:
             return asked.is_set() or (run.minutes is not None and time.monotonic() - started >= 60 * run.minutes)
 
         _train(run, trainer, log, stopping, say)
-        _teach_words(run, trainer, log, stopping, say)
+        _teach_words(run, trainer, lexicon, log, stopping, say)
         log.close()
     if asked.is_set():
         raise KeyboardInterrupt
     return trainer.step >= run.config.training.all_steps
+
+
+def _lexicon(run: Run) -> Lexicon | None:
+    from trainer.lexicon import read_lexicon
+
+    if run.lexicon is not None and not run.config.training.readout_steps:
+        hint = "give a config with `training.readout_steps`, or leave --lexicon out"
+        raise HeadraceError(
+            "a lexicon is for words that are read off pictures, and the config asks for none", hint=hint
+        )
+    return None if run.lexicon is None else read_lexicon(run.lexicon)
 
 
 def _train(run: Run, trainer: Trainer, log: Log, stopping: Callable[[], bool], say: Callable[[str], None]) -> None:
@@ -100,7 +113,12 @@ def _train(run: Run, trainer: Trainer, log: Log, stopping: Callable[[], bool], s
 
 
 def _teach_words(
-    run: Run, trainer: Trainer, log: Log, stopping: Callable[[], bool], say: Callable[[str], None]
+    run: Run,
+    trainer: Trainer,
+    lexicon: Lexicon | None,
+    log: Log,
+    stopping: Callable[[], bool],
+    say: Callable[[str], None],
 ) -> None:
     """Once all pairs were learned, teach the text tower words; stopped before its end, this begins anew next time."""
     from trainer.readout import teach
@@ -111,7 +129,8 @@ def _teach_words(
     say("reading words off the pictures' vectors")
     trainer.take_average()
     started = time.monotonic()
-    for done, loss in enumerate(teach(trainer.clip, trainer.sources, settings, run.seed, stopping), start=1):
+    losses = teach(trainer.clip, trainer.sources, settings, lexicon, run.seed, stopping)
+    for done, loss in enumerate(losses, start=1):
         if done % 10 == 0 or done == last:
             log.write(settings.steps + done, {"readout": round(loss, 5)})
             left = (last - done) * (time.monotonic() - started) / 60 / done
@@ -171,12 +190,19 @@ class Trainer:
         weights = self._weights()
         loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         scale = self.model.logit_scale.detach().exp()
-        rate = share_of_rate(self.step, self.settings.warmup, self.settings.steps)
+        rate = self._share_of_rate()
         norm = self._descend(loss, rate)
         self.step += 1
         self._update_average()
         numbers = {"loss": loss, **parts, "scale": scale, "norm": norm}
         return {name: round(float(value.detach()), 5) for name, value in numbers.items()} | {"rate": rate}
+
+    def _share_of_rate(self) -> float:
+        """At its peak while the teacher alone teaches, then the cosine."""
+        s = self.settings
+        if self.step < s.teacher_steps:
+            return share_of_rate(min(self.step, s.warmup), s.warmup, s.steps)
+        return share_of_rate(self.step - s.teacher_steps, 0 if s.teacher_steps else s.warmup, s.steps - s.teacher_steps)
 
     def _pairs(self, drawn: Drawn, small: Tensor, lesson: Lesson | None) -> dict[str, Tensor]:
         """All parts of the loss, of one step's pairs and their pictures, uint8 (N, 3, H, W)."""
@@ -322,6 +348,7 @@ class Trainer:
         sets = {source.name: source.facts for source in self.sources}
         shards = [f"--shards {shlex.quote(str(folder))}" for folder in self.run.shards]
         command = f"trainer clip {' '.join(shards)} --config recipe.json --seed {self.run.seed}"
+        command += f" --lexicon {shlex.quote(str(self.run.lexicon))}" if self.run.lexicon is not None else ""
         command += f" --start-from {shlex.quote(self.run.start_from)}" if self.run.start_from is not None else ""
         write_card(self.run.out, self.run.config, sets, command, self.step, figures)
         checkpoint.save(self.run.out / STATE, tensors, {"step": self.step, "run": self.signature})

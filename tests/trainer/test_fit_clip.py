@@ -209,6 +209,8 @@ def test_a_teacher_is_learned_from_alone_first_and_then_beside_the_captions(tmp_
     lines = [line for line in metrics(tmp_path / "out") if "teacher" in line]
     assert lines[-1]["teacher"] < 0.2 and lines[-1]["teacher"] < lines[0]["teacher"] / 2  # 1 says nothing
     assert [line["step"] for line in lines if "contrast" in line] == [50, 60]
+    rates = {line["step"]: line["rate"] for line in lines}  # of the step before; the cosine begins with the captions
+    assert rates[10] == rates[40] == 1 and rates[50] == pytest.approx(0.5 * (1 + math.cos(math.pi * 9 / 20)))
 
 
 def test_a_set_without_lessons_is_trained_on_beside_one_with(shards: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from pipeline.clip import Clip, load
 from tests.trainer.packed import write_packed
 from trainer.augment import swapped_captions
 from trainer.config import ClipTraining
-from trainer.readout import RIDGE, Readout, _texts, mixture, teach
+from trainer.lexicon import Labels, Lexicon
+from trainer.readout import RIDGE, Readout, _texts, mixture, of_tokens, phrase, share_held, teach
 from trainer.sources import Source, decoded, open_sources
 
 START, END = 90, 91
@@ -37,6 +39,15 @@ def pictures(told: list[list[int]], seed: int = 0) -> Tensor:
     return F.normalize(torch.stack(rows), dim=1)
 
 
+def spelt(told: Sequence[Sequence[int]]) -> list[str]:
+    return [" ".join(map(str, text)) for text in told]
+
+
+def sorts(texts: Sequence[str]) -> list[Labels]:
+    """The words of texts that are numbers."""
+    return [of_tokens(tokens(*([int(word) for word in text.split()] for text in texts)))]
+
+
 def some_texts(count: int) -> list[list[int]]:
     rng = np.random.default_rng(1)
     return [rng.choice(np.arange(10, 16), size=rng.integers(1, 4), replace=False).tolist() for _ in range(count)]
@@ -45,36 +56,36 @@ def some_texts(count: int) -> list[list[int]]:
 def test_a_picture_is_nearest_to_the_words_that_are_told_of_it() -> None:
     told = some_texts(300)
     images = pictures(told)
-    read = Readout(images[:200], tokens(*told[:200]))
-    one, other = (read(tokens(*([word] for word in words))) for words in (range(10, 13), range(13, 16)))
-    scores = images[200:] @ torch.cat([one, other]).T
+    read = Readout(images[:200], spelt(told[:200]), sorts)
+    scores = images[200:] @ read(spelt([[word] for word in range(10, 16)])).T
     there = torch.tensor([[word in text for word in range(10, 16)] for text in told[200:]])
     assert scores[there].quantile(0.01) > scores[~there].quantile(0.99)
 
 
 def test_the_regression_is_that_of_the_normal_equations() -> None:
     told = some_texts(50)
-    images, captions = pictures(told), tokens(*told)
-    read = Readout(images, captions)
+    images = pictures(told)
+    read = Readout(images, spelt(told), sorts)
     x = images.numpy().astype(np.float64)
     known = sorted(word for word in range(10, 16) if sum(word in text for text in told) >= 2)
     seen = np.array([[word in text for word in known] for text in told], np.float64)
     y = seen * np.sqrt(len(told) / seen.sum(axis=0))
+    y /= np.linalg.norm(y, axis=1, keepdims=True)
     mean = x.mean(axis=0)
     z = x - mean
     ridge = RIDGE * np.linalg.eigvalsh(z.T @ z).mean()
     solved = np.linalg.inv(z.T @ z + ridge * np.eye(12)) @ z.T @ (y - y.mean(axis=0))
     solved -= np.outer(mean, mean @ solved) / (mean @ mean)
-    wanted = y / np.linalg.norm(y, axis=1, keepdims=True) @ solved.T
+    wanted = y @ solved.T
     wanted /= np.quantile(np.linalg.norm(wanted, axis=1), 0.5, method="lower")  # torch's median
-    np.testing.assert_allclose(read(captions).numpy(), wanted, atol=1e-4)
+    np.testing.assert_allclose(read(spelt(told)).numpy(), wanted, atol=1e-4)
 
 
 def test_what_all_pictures_share_says_nothing_and_order_and_unknown_words_neither() -> None:
     told = some_texts(60)
     images = pictures(told)
-    read = Readout(images, tokens(*told[:59], [70]))
-    found = read(tokens([10, 11], [11, 10], [10, 11, 11, 50], [70], []))
+    read = Readout(images, spelt([*told[:59], [70]]), sorts)
+    found = read(spelt([[10, 11], [11, 10], [10, 11, 11, 50], [70], []]))
     assert float((found @ images.mean(dim=0)).abs().max()) < 1e-5
     torch.testing.assert_close(found[0], found[1])
     torch.testing.assert_close(found[0], found[2])
@@ -84,13 +95,13 @@ def test_what_all_pictures_share_says_nothing_and_order_and_unknown_words_neithe
 @pytest.mark.parametrize("texts", [[[word] for word in range(10, 30)], [[10, word] for word in range(11, 31)]])
 def test_words_that_tell_no_pictures_apart_are_one_sentence(texts: list[list[int]]) -> None:
     with pytest.raises(HeadraceError, match="no words of the sets to `add` tell their pictures apart"):
-        Readout(pictures(texts), tokens(*texts))
+        Readout(pictures(texts), spelt(texts), sorts)
 
 
 def test_captions_without_a_known_word_leave_the_scale_to_the_others() -> None:
     told = some_texts(40) + [[word] for word in range(20, 80)]
-    read = Readout(pictures(told), tokens(*told))
-    assert read(tokens(*told[:40])).norm(dim=1).median() == pytest.approx(1, abs=1e-5)
+    read = Readout(pictures(told), spelt(told), sorts)
+    assert read(spelt(told[:40])).norm(dim=1).median() == pytest.approx(1, abs=1e-5)
 
 
 def test_mixtures_are_of_the_captions_words() -> None:
@@ -104,6 +115,33 @@ def test_mixtures_are_of_the_captions_words() -> None:
     assert any(text.find("two") < text.find("one") and "two" in text for text in found)
     assert max(len(text.split()) for text in found) <= 12
     assert max(len(mixture([" ".join("abcdefghijklmnopqrstu")], rng).split()) for _ in range(20)) == 12
+
+
+def test_of_a_word_that_no_caption_has_is_told_what_is_told_of_its_kind() -> None:
+    told = some_texts(300)
+    images = pictures(told)
+    letters = str.maketrans("0123456789", "abcdefghij")
+    lexicon = Lexicon({str(n).translate(letters): {"even" if n % 2 == 0 else "odd": 1.0} for n in range(10, 40)})
+    read = Readout(
+        images, spelt(told), lambda texts: [*sorts(texts), lexicon.labels([text.translate(letters) for text in texts])]
+    )
+    even, odd, unknown = read(["30", "31", "50"])
+    shares = torch.tensor([sum(word % 2 == 0 for word in text) / len(text) for text in told])
+    assert (images @ even)[shares == 1].quantile(0.1) > (images @ even)[shares == 0].quantile(0.9)
+    assert float(F.cosine_similarity(even, odd, dim=0)) < 0 and not unknown.any()
+
+
+def test_phrases_are_of_one_or_two_words_of_the_lexicon() -> None:
+    lexicon = Lexicon({"owl": {"bird": 1.0}, "polar bear": {"bear": 1.0}})
+    rng = np.random.default_rng(0)
+    found = {phrase(lexicon, rng) for _ in range(300)}
+    alone = {"owl", "an owl", "An owl.", "polar bear", "a polar bear", "A polar bear."}
+    assert found == alone | {f"{word}, {text}" for word in ("owl", "polar bear") for text in alone}
+
+
+def test_what_a_tower_said_counts_as_far_as_captions_hold_the_words() -> None:
+    assert share_held("A polar bear.", {"a", "bear"}) == pytest.approx(2 / 3)
+    assert share_held("", {"a"}) == 0
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +165,7 @@ def test_a_tower_learns_words_and_keeps_what_it_is_to_keep(sources: list[Source]
     before = {name: value.clone() for name, value in clip.model.state_dict().items()}
     captions, others = list(sources[1].train.captions), [*sources[0].train.captions, SWAPPED[0][0]]
     own, same = clip.encode_texts(captions), clip.encode_texts(others)
-    losses = list(teach(clip, sources, SETTINGS, 0, lambda: False))
+    losses = list(teach(clip, sources, SETTINGS, None, 0, lambda: False))
     assert len(losses) == 40 and np.mean(losses[-5:]) < 0.35 * np.mean(losses[:5])
     after = clip.model.state_dict()
     moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
@@ -138,14 +176,39 @@ def test_a_tower_learns_words_and_keeps_what_it_is_to_keep(sources: list[Source]
     assert kept.min() > 0.9 > changed.mean()
 
 
+def test_a_tower_learns_what_a_word_is_like_that_no_caption_has(sources: list[Source]) -> None:
+    """Pictures whose left half is red are told apart by "crimson", which only the lexicon knows, as red."""
+    clip = load("mini", "cpu")
+    kinds = {
+        "red": ("red", "scarlet"),
+        "green": ("green", "jade"),
+        "blue": ("blue", "azure"),
+        "white": ("white", "ivory"),
+    }
+    lexicon = Lexicon({word: {kind: 1.0, "colour": 1.0} for kind, words in kinds.items() for word in words})
+    train = sources[1].train
+    pictures = clip.encode_images(sources[1].val_pictures.take(np.arange(16)))
+    told = np.array([[kind in text for kind in kinds] for text in train.captions[:16]])
+
+    def apart() -> float:
+        scores = pictures @ clip.encode_texts([f"a {strange}" for _, strange in kinds.values()]).T
+        return float(scores[told].mean() - scores[~told].mean())
+
+    before = apart()
+    list(teach(clip, sources, SETTINGS, lexicon, 0, lambda: False))
+    assert apart() > before + 0.05
+
+
 def test_what_is_kept_has_wrong_captions_of_its_own_or_exchanged_words(
     sources: list[Source], tmp_path: Path, clip: Clip
 ) -> None:
     (plain,) = open_sources([write_packed(tmp_path / "set")], ClipTraining(batch=16), seed=0)
     for source, wrong in ((sources[0], set(SWAPPED[0])), (decoded(plain, clip, print), None)):
-        texts, count = _texts(["one", "two"], [source], np.random.default_rng(0))
-        assert len(texts) == 256 and count == 192 and set(" ".join(texts[:count]).split()) == {"one", "two"}
-        kept = list(zip(texts[count::2], texts[count + 1 :: 2], strict=True))
+        texts = _texts(["one", "two"], [source], None, np.random.default_rng(0))
+        assert len(texts.added) == 192 and set(" ".join(texts.added).split()) == {"one", "two"}
+        assert not texts.phrases
+        kept = list(zip(texts.same[::2], texts.same[1::2], strict=True))
+        assert len(kept) == 32
         assert all(caption in source.train.captions for caption, _ in kept)
         assert all(other in (wrong or swapped_captions(caption) or [caption]) for caption, other in kept)
         assert sum(other != caption for caption, other in kept) > 16
@@ -158,14 +221,14 @@ def test_rows_without_a_caption_have_no_part(tmp_path: Path) -> None:
     source, seen = decoded(opened, clip, print), []
     tokens_of = clip.tokens
     clip.tokens = lambda texts: seen.append(list(texts)) or tokens_of(texts)  # type: ignore[method-assign,func-returns-value]
-    list(teach(clip, [source], ClipTraining(readout_steps=2, readout=("add",)), 0, lambda: False))
+    list(teach(clip, [source], ClipTraining(readout_steps=2, readout=("add",)), None, 0, lambda: False))
     assert len(seen[0]) == 15 and all(text.strip() for texts in seen for text in texts)
 
 
 def test_it_is_the_same_again_and_stops_when_asked(sources: list[Source]) -> None:
     first, again, other = (
-        list(islice(teach(load("mini", "cpu"), sources, SETTINGS, seed, lambda: False), 3)) for seed in (0, 0, 1)
+        list(islice(teach(load("mini", "cpu"), sources, SETTINGS, None, seed, lambda: False), 3)) for seed in (0, 0, 1)
     )
     assert first == again != other
     asked = iter([False, False, False, True])  # once before the pictures are encoded
-    assert len(list(teach(load("mini", "cpu"), sources, SETTINGS, 0, lambda: next(asked)))) == 2
+    assert len(list(teach(load("mini", "cpu"), sources, SETTINGS, None, 0, lambda: next(asked)))) == 2

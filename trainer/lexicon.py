@@ -1,0 +1,117 @@
+"""Words and what each is a kind of, from a table: likenesses of words that few captions can teach.
+
+A captioned set names few things, and of what it never names a text tower knows nothing. A dictionary says that a
+hedgehog is a mammal, and mammals the captions may know. The table is Parquet with the columns `word` (lower case, up
+to three words long), `kinds` (what it is a kind of, itself included: names of any form) and `weights` (as many numbers,
+how much each is meant); common words come first. This module knows nothing of where the table is from.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+import torch
+
+from pipeline.base import MISSING, HeadraceError
+from pipeline.shards import parquet_file, read_parquet
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+LONGEST = 3  # words of an entry
+COLUMNS = {"word": pa.string(), "kinds": pa.list_(pa.string()), "weights": pa.list_(pa.float32())}
+HINT = "give a table with the columns word, kinds and weights, or leave --lexicon out"
+
+
+class Labels(NamedTuple):
+    """What a number of `texts` have, K times something in all: rows (K,), int64 names (K,), and how much, float32 (K,)."""
+
+    rows: Tensor
+    names: Tensor
+    values: Tensor
+    texts: int
+
+
+class Lexicon:
+    """Entries by their word, from common to rare; kinds are numbered in the order in which they come."""
+
+    def __init__(self, entries: Mapping[str, Mapping[str, float]]) -> None:
+        numbers: dict[str, int] = {}
+        self._entries = {
+            word: {numbers.setdefault(kind, len(numbers)): weight for kind, weight in kinds.items()}
+            for word, kinds in entries.items()
+        }
+        self.words = list(entries)
+
+    def labels(self, texts: Sequence[str]) -> Labels:
+        """The kinds of every text's words, each as much as the word that means it most."""
+        rows: list[int] = []
+        names: list[int] = []
+        values: list[float] = []
+        for row, text in enumerate(texts):
+            kinds: dict[int, float] = {}
+            for entry in self._found(text):
+                for kind, weight in entry.items():
+                    kinds[kind] = max(weight, kinds.get(kind, 0))
+            rows += [row] * len(kinds)
+            names += kinds.keys()
+            values += kinds.values()
+        place, name = torch.tensor([rows, names], dtype=torch.int64)
+        return Labels(place, name, torch.tensor(values, dtype=torch.float32), len(texts))
+
+    def a_word(self, rng: np.random.Generator) -> str:
+        """One of the words, the common ones more often: half of the draws are of the first quarter."""
+        return self.words[int(len(self.words) * rng.random() ** 2)]
+
+    def _found(self, text: str) -> Iterator[Mapping[int, float]]:
+        """The entries of a text, the longest first where several begin at one word."""
+        words = re.findall(r"[a-z]+", text.lower())
+        place = 0
+        while place < len(words):
+            for size in range(LONGEST, 0, -1):
+                entry = self._entries.get(" ".join(words[place : place + size]))
+                if entry is not None:
+                    yield entry
+                    break
+            place += size
+
+
+def read_lexicon(path: Path) -> Lexicon:
+    """Read a table.
+
+    Raises:
+        HeadraceError: no such file (code 3); no Parquet, other columns, no rows, a row whose kinds and weights are not
+            as many, or a weight that is not positive.
+    """
+    if not path.is_file():
+        raise HeadraceError(f"there is no lexicon {path}", hint="check --lexicon", code=MISSING)
+    absent = [name for name in COLUMNS if name not in parquet_file(path).schema_arrow.names]
+    if absent:
+        raise HeadraceError(f"{path} has no column {absent[0]}", hint=HINT)
+    table = read_parquet(path, list(COLUMNS))
+    try:
+        rows = table.select(list(COLUMNS)).cast(pa.schema(COLUMNS)).to_pylist()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise HeadraceError(
+            f"{path} has other types than words, lists of names and lists of numbers", hint=HINT
+        ) from None
+    if not rows:
+        raise HeadraceError(f"{path} has no words", hint=HINT)
+    for number, row in enumerate(rows):
+        if not _whole(row):
+            raise HeadraceError(
+                f"{path} has no word, or no kind with a positive weight each, in row {number}", hint=HINT
+            )
+    return Lexicon({row["word"]: dict(zip(row["kinds"], row["weights"], strict=True)) for row in rows})
+
+
+def _whole(row: Mapping[str, Any]) -> bool:
+    kinds, weights = row["kinds"] or [], row["weights"] or []
+    known = all(kinds) and all(weight is not None and 0 < weight < math.inf for weight in weights)
+    return bool(row["word"] and kinds) and len(kinds) == len(weights) and known
