@@ -54,6 +54,13 @@ def check_out(run: Run) -> None:
         raise HeadraceError(f"{run.out} already holds a run", hint=hint, code=REFUSED)
 
 
+def check_lexicon(run: Run) -> None:
+    """Raise where there is a lexicon and nothing to do with it."""
+    if run.lexicon is not None and not run.config.training.readout_steps:
+        hint = "give a config with `training.readout_steps`, or leave --lexicon out"
+        raise HeadraceError("a lexicon is for words read off pictures, and the config asks for none", hint=hint)
+
+
 def check_same(run: Run, signature: str) -> None:
     """Raise unless the state in `run.out` is of this config, seed and sets; nothing was written yet."""
     if checkpoint.scalars(run.out / STATE)["run"] != signature:

@@ -18,7 +18,7 @@ from pipeline.base import HeadraceError
 from trainer import augment, checkpoint
 from trainer.clip_build import build
 from trainer.clip_files import write_card, write_model
-from trainer.clip_run import LOGS, STATE, Run, check_out, check_same, run_digest
+from trainer.clip_run import LOGS, STATE, Run, check_lexicon, check_out, check_same, run_digest
 from trainer.contrast import centre_loss, encode_texts, threshold_loss
 from trainer.evaluate_clip import held_out_figures
 from trainer.log import Log
@@ -47,13 +47,15 @@ def fit(run: Run, say: Callable[[str], None]) -> bool:
     import torch
 
     from pipeline.clip import load
+    from trainer.lexicon import read_lexicon
     from trainer.teacher import read_lessons
 
     check_out(run)
+    check_lexicon(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     opened = open_sources(run.shards, run.config.training, run.seed)
     first = None if run.start_from is None else load(run.start_from, device="cpu")
-    lexicon = _lexicon(run)
+    lexicon = None if run.lexicon is None else read_lexicon(run.lexicon)
     signature = run_digest(run, first)
     if run.resume:
         check_same(run, signature)
@@ -77,17 +79,6 @@ def fit(run: Run, say: Callable[[str], None]) -> bool:
     if asked.is_set():
         raise KeyboardInterrupt
     return trainer.step >= run.config.training.all_steps
-
-
-def _lexicon(run: Run) -> Lexicon | None:
-    from trainer.lexicon import read_lexicon
-
-    if run.lexicon is not None and not run.config.training.readout_steps:
-        hint = "give a config with `training.readout_steps`, or leave --lexicon out"
-        raise HeadraceError(
-            "a lexicon is for words that are read off pictures, and the config asks for none", hint=hint
-        )
-    return None if run.lexicon is None else read_lexicon(run.lexicon)
 
 
 def _train(run: Run, trainer: Trainer, log: Log, stopping: Callable[[], bool], say: Callable[[str], None]) -> None:
@@ -190,19 +181,13 @@ class Trainer:
         weights = self._weights()
         loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         scale = self.model.logit_scale.detach().exp()
-        rate = self._share_of_rate()
+        s = self.settings
+        rate = share_of_rate(self.step, s.warmup, s.steps, hold=s.teacher_steps)
         norm = self._descend(loss, rate)
         self.step += 1
         self._update_average()
         numbers = {"loss": loss, **parts, "scale": scale, "norm": norm}
         return {name: round(float(value.detach()), 5) for name, value in numbers.items()} | {"rate": rate}
-
-    def _share_of_rate(self) -> float:
-        """At its peak while the teacher alone teaches, then the cosine."""
-        s = self.settings
-        if self.step < s.teacher_steps:
-            return share_of_rate(min(self.step, s.warmup), s.warmup, s.steps)
-        return share_of_rate(self.step - s.teacher_steps, 0 if s.teacher_steps else s.warmup, s.steps - s.teacher_steps)
 
     def _pairs(self, drawn: Drawn, small: Tensor, lesson: Lesson | None) -> dict[str, Tensor]:
         """All parts of the loss, of one step's pairs and their pictures, uint8 (N, 3, H, W)."""

@@ -30,7 +30,7 @@ HINT = "give a table with the columns word, kinds and weights, or leave --lexico
 
 
 class Labels(NamedTuple):
-    """What a number of `texts` have, K times something in all: rows (K,), int64 names (K,), and how much, float32 (K,)."""
+    """What some `texts` have, K times something in all: rows (K,), int64 names (K,), and how much, float32 (K,)."""
 
     rows: Tensor
     names: Tensor

@@ -29,11 +29,12 @@ ADAMW_NAMES = (
 MUON_STEP = 0.6  # root mean square of a step per unit of rate (AdamW's is about 0.2)
 
 
-def share_of_rate(step: int, warmup: int, steps: int, decay: Decay = "cosine") -> float:
-    """Share of the peak rates: linear warm-up, then half a cosine or a straight line down to zero."""
+def share_of_rate(step: int, warmup: int, steps: int, decay: Decay = "cosine", hold: int = 0) -> float:
+    """Share of the peak rates: linear warm-up, the peak until step `hold`, then half a cosine or a straight line."""
     if step < warmup:
         return (step + 1) / warmup
-    way = (step - warmup) / max(1, steps - warmup)
+    start = max(warmup, hold)
+    way = max(0, step - start) / max(1, steps - start)
     return 1 - way if decay == "linear" else 0.5 * (1 + math.cos(math.pi * way))
 
 

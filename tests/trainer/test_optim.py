@@ -72,3 +72,10 @@ def test_the_rate_warms_up_and_falls_to_nothing(decay: Decay, quarter: float) ->
 def test_a_linear_decay_falls_by_the_same_in_every_step() -> None:
     shares = torch.tensor([share_of_rate(step, 20, 100, "linear") for step in range(20, 101)])
     assert torch.allclose(shares.diff(), torch.full((80,), -1 / 80))
+
+
+def test_a_rate_that_is_held_falls_over_what_is_left() -> None:
+    shares = [share_of_rate(step, 20, 100, hold=60) for step in range(101)]
+    assert shares[19:61] == pytest.approx([1] * 42)
+    assert shares[60:] == pytest.approx([share_of_rate(step, 0, 40) for step in range(41)])
+    assert share_of_rate(30, 20, 100, hold=10) == share_of_rate(30, 20, 100)
