@@ -1,9 +1,10 @@
-"""What picture vectors know of captions: `python -m benchmarks.readout DATA/clipart/curated [--clip mini]`.
+"""What picture vectors know of captions: `python -m benchmarks.readout SETS/clipart/curated [--lexicon FILE]`.
 
 Words are read off picture vectors by ridge regression on the training pictures of the embedded CLIP, and then told for
 pictures it never saw; a caption's score is the cosine of what is told with its words, both divided by the root of how
 often a word occurs. So the image side is judged without a text tower: of a CLIP, and of the teacher that it learned
-from, as it is and with pictures no larger than the CLIP's. What the teacher misses, its pupil will hardly find.
+from, as it is and with pictures no larger than the CLIP's. What the teacher misses, its pupil will hardly find. With a
+lexicon (`benchmarks.kinds`), what words are kinds of is read off too, and counts as much as the words.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,8 @@ from benchmarks.clip import CLIPART, CORPUS, measured, shuffled
 from benchmarks.teacher import vectors
 from pipeline import clip as clips
 from trainer.evaluate_clip import pair_figures
+from trainer.lexicon import Lexicon, read_lexicon
+from trainer.readout import Known
 
 Rows = NDArray[np.float32]
 RIDGE = 0.5  # per row, of dimensions of deviation 1
@@ -35,6 +39,7 @@ COARSE = 64
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("curated", type=Path)
+    parser.add_argument("--lexicon", type=Path)
     parser.add_argument("--clip", default="mini")
     parser.add_argument("--corpus", type=Path, default=CORPUS)
     options = parser.parse_args()
@@ -54,14 +59,16 @@ def main() -> None:
         "teacher": vectors(shown),
         f"teacher, of {COARSE} pixels": vectors(coarse),
     }
-    for kind, rows in kinds.items():
-        told, words = readout(rows, len(trained), [captions[name] for name in trained])
+    lexicons = [None] if options.lexicon is None else [None, read_lexicon(options.lexicon)]
+    for lexicon, (kind, rows) in product(lexicons, kinds.items()):
+        told, words = readout(rows, len(trained), [captions[name] for name in trained], lexicon)
         place = dict(zip(names, told, strict=True))
         for part, chosen in sets.items():
             texts = [captions[name] for name in chosen]
             pictured = np.stack([place[name] for name in chosen])
             figures = pair_figures(unit(pictured), unit(words.rows(texts)), texts, 10)
-            print(f"{kind:24s} {part:9s} first 10: {figures['first_10']:.3f}  AUC: {figures['auc']:.3f}", flush=True)
+            by = f"{kind}, words{' and kinds' if lexicon else ''}"
+            print(f"{by:44s} {part:9s} first 10: {figures['first_10']:.3f}  AUC: {figures['auc']:.3f}", flush=True)
 
 
 def read(corpus: Path, wanted: set[str]) -> dict[str, Image.Image]:
@@ -72,20 +79,24 @@ def read(corpus: Path, wanted: set[str]) -> dict[str, Image.Image]:
 
 
 class Words:
-    """The words that captions hold, each weighted by the root of how seldom it is."""
+    """The words that captions hold, each weighted by the root of how seldom it is, and with a lexicon their kinds."""
 
-    def __init__(self, captions: Sequence[str]) -> None:
+    def __init__(self, captions: Sequence[str], lexicon: Lexicon | None = None) -> None:
+        self._lexicon = lexicon
+        self._kinds = None if lexicon is None else Known(lexicon.labels(captions))
         counted = Counter(word for text in captions for word in told_in(text))
         self._place = {word: n for n, word in enumerate(sorted(w for w, c in counted.items() if c >= SEEN))}
         self.weight = np.array([(len(captions) / counted[word]) ** 0.5 for word in self._place], np.float32)
 
     def rows(self, captions: Sequence[str]) -> Rows:
-        """(N, words), a word's weight where a caption holds it."""
+        """(N, words), a word's weight where a caption holds it; with a lexicon (N, words and kinds), of length 1."""
         out = np.zeros((len(captions), len(self._place)), np.float32)
         for row, text in enumerate(captions):
             for word in told_in(text) & self._place.keys():
                 out[row, self._place[word]] = self.weight[self._place[word]]
-        return out
+        if self._lexicon is None or self._kinds is None:
+            return out
+        return unit(np.hstack([unit(out), self._kinds(self._lexicon.labels(captions)).numpy()]))
 
 
 def told_in(caption: str) -> set[str]:
@@ -93,9 +104,11 @@ def told_in(caption: str) -> set[str]:
     return {word for word in re.findall(r"[a-z]+", caption.lower()) if len(word) > 1}
 
 
-def readout(pictured: NDArray[np.floating], count: int, captions: Sequence[str]) -> tuple[Rows, Words]:
+def readout(
+    pictured: NDArray[np.floating], count: int, captions: Sequence[str], lexicon: Lexicon | None = None
+) -> tuple[Rows, Words]:
     """What is told of all rows after a regression on the first `count`, which have these captions: (N, words)."""
-    words = Words(captions)
+    words = Words(captions, lexicon)
     known = np.asarray(pictured[:count], np.float32)
     mean, deviation = known.mean(axis=0), known.std(axis=0)
     x = (np.asarray(pictured, np.float32) - mean) / (deviation + 1e-3 * deviation.max())

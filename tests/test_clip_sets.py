@@ -82,7 +82,7 @@ def test_views_are_of_a_splits_own_drawings_and_say_what_the_teacher_makes_of_th
     shown = [Image.open(io.BytesIO(train.read(row))) for row in range(len(train))]
     taught = np.array([row["teacher"] for row in rows(tmp_path / "views" / "train")], np.float32)
     again = vectors(shown).astype(np.float32)
-    assert taught.shape == (8, 1024)
+    assert taught.shape == (8, 2304)
     assert np.argmin(np.square(taught[:, None] - again[None]).sum(axis=2), axis=1).tolist() == list(range(8))
 
 

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from trainer.lexicon import Lexicon
     from trainer.sources import Source
 
-WEIGHT = 4.0  # β, of what is added
-RIDGE = 0.2  # of the mean eigenvalue
+WEIGHT = 16.0  # β, of what is added
+RIDGE = 0.03  # of the mean eigenvalue
 SEEN = 2  # captions that must hold a token, or a kind
 SHORTEST = 1e-4  # of a text's vector before they are scaled: what is shorter is rounding
 BATCH, PICTURES, ROWS = 256, 256, 4096  # texts of a step; pictures encoded, and rows of words made, at once
