@@ -5,7 +5,7 @@ WordNet 3.0 (Princeton University; Debian's package `wordnet-base`) lists a noun
 what each is a kind of, up to "entity". A noun's kinds are those of its first three meanings, later ones counting less.
 Taken are nouns that CLIP's vocabulary has whole, and things of two of its tokens, or of three where that is one word:
 what is rare on the web is rarely in captions, and what is no thing is rarely in pictures. Names of single people and
-places are left out, and so are nouns that look like "in" or "or".
+places are left out, and so are nouns of fewer than three letters, with hyphens, or that look like "are" or "but".
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Nouns:
             quadruples = [pointers[place : place + 4] for place in range(1, 4 * int(pointers[0]), 4)]
             self._above[fields[0]] = [goal for sign, goal, *_ in quadruples if sign in ("@", "@i")]
             self._single |= {fields[0] for sign, *_ in quadruples if sign == "@i"}
-        self._irregular = [line.split()[:2] for line in (folder / "noun.exc").read_text().splitlines()]
+        self._irregular = [line.split()[:2] for line in (folder / "noun.exc").read_text(encoding="utf-8").splitlines()]
         self.kinds_of_meaning = cache(self._kinds_of_meaning)
 
     def entries(self) -> Iterator[tuple[str, Kinds]]:

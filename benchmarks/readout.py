@@ -2,8 +2,8 @@
 
 Words are read off picture vectors by ridge regression on the training pictures of the embedded CLIP, and then told for
 pictures it never saw; a caption's score is the cosine of what is told with its words, both divided by the root of how
-often a word occurs. So the image side is judged without a text tower: of a CLIP, and of the teacher that it learned
-from, as it is and with pictures no larger than the CLIP's. What the teacher misses, its pupil will hardly find. With a
+often a word occurs. So the image side is judged without a text tower: of a CLIP, and of the networks that may teach it,
+alone, together, and with pictures no larger than the CLIP's. What a teacher misses, its pupil will hardly find. With a
 lexicon (`benchmarks.kinds`), what words are kinds of is read off too, and counts as much as the words.
 """
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.clip import CLIPART, CORPUS, measured, shuffled
-from benchmarks.teacher import vectors
+from benchmarks.teacher import efficientnet, opennsfw, vectors
 from pipeline import clip as clips
 from trainer.evaluate_clip import pair_figures
 from trainer.lexicon import Lexicon, read_lexicon
@@ -56,8 +56,10 @@ def main() -> None:
     coarse = [picture.resize((COARSE, COARSE), Image.Resampling.BICUBIC) for picture in shown]
     kinds = {
         f"CLIP {clip.name}": clip.encode_images([np.asarray(picture) for picture in shown]),
-        "teacher": vectors(shown),
-        f"teacher, of {COARSE} pixels": vectors(coarse),
+        "OpenNSFW": opennsfw(shown),
+        "EfficientNet-Lite0": efficientnet(shown),
+        "both": vectors(shown),
+        f"both, of {COARSE} pixels": vectors(coarse),
     }
     lexicons = [None] if options.lexicon is None else [None, read_lexicon(options.lexicon)]
     for lexicon, (kind, rows) in product(lexicons, kinds.items()):

@@ -54,7 +54,7 @@ class ClipTraining(Config):
     swapped_words_weight: float = Field(default=1.0, ge=0)  # of the loss that tells it by words and pairs
     teacher: str = ""  # column of the sets with another network's vectors of the pictures, to be read off this one's
     teacher_weight: float = Field(default=10.0, ge=0)
-    teacher_steps: int = Field(default=0, ge=0)  # the first ones, in which it alone teaches
+    teacher_steps: int = Field(default=0, ge=0)  # the first ones, in which it alone teaches, at the peak rates
     readout_steps: int = Field(default=0, ge=0)  # after `steps`: the text tower learns what words read off vectors say
     readout: tuple[Literal["add", "keep", "none"], ...] = ()  # of each set: its words are added to what its captions
     # say, or its captions and wrong ones go on to say the same, or it has no part in this

@@ -41,7 +41,8 @@ def fit(run: Run, say: Callable[[str], None]) -> bool:
     """Train, evaluate and write a CLIP to `run.out`; True when all of it is done, False when the time was up before.
 
     Raises:
-        HeadraceError: sets that cannot be trained on, an `out` of another run, a state of another config.
+        HeadraceError: sets that cannot be trained on, an `out` of another run, a state of another config, a lexicon
+            that cannot be read or has nothing to do.
         KeyboardInterrupt: asked to end; the state is saved.
     """
     import torch

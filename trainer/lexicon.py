@@ -2,8 +2,9 @@
 
 A captioned set names few things, and of what it never names a text tower knows nothing. A dictionary says that a
 hedgehog is a mammal, and mammals the captions may know. The table is Parquet with the columns `word` (lower case, up
-to three words long), `kinds` (what it is a kind of, itself included: names of any form) and `weights` (as many numbers,
-how much each is meant); common words come first. This module knows nothing of where the table is from.
+to three words of letters and digits), `kinds` (what it is a kind of, itself included: names of any form) and `weights`
+(as many positive numbers, how much each is meant); common words come first, and of one that comes twice the last row
+counts. This module knows nothing of where the table is from.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Lexicon:
 
     def _found(self, text: str) -> Iterator[Mapping[int, float]]:
         """The entries of a text, the longest first where several begin at one word."""
-        words = re.findall(r"[a-z]+", text.lower())
+        words = words_of(text)
         place = 0
         while place < len(words):
             for size in range(LONGEST, 0, -1):
@@ -82,19 +83,26 @@ class Lexicon:
             place += size
 
 
+def words_of(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
 def read_lexicon(path: Path) -> Lexicon:
     """Read a table.
 
     Raises:
-        HeadraceError: no such file (code 3); no Parquet, other columns, no rows, a row whose kinds and weights are not
-            as many, or a weight that is not positive.
+        HeadraceError: no such file (code 3); no Parquet, other columns, no rows, a row whose word no text can hold,
+            whose kinds and weights are not as many, or with a weight that is not positive.
     """
     if not path.is_file():
         raise HeadraceError(f"there is no lexicon {path}", hint="check --lexicon", code=MISSING)
-    absent = [name for name in COLUMNS if name not in parquet_file(path).schema_arrow.names]
-    if absent:
+    try:
+        absent = [name for name in COLUMNS if name not in parquet_file(path).schema_arrow.names]
+        table = None if absent else read_parquet(path, list(COLUMNS))
+    except HeadraceError as error:
+        raise HeadraceError(str(error), hint=HINT) from None
+    if table is None:
         raise HeadraceError(f"{path} has no column {absent[0]}", hint=HINT)
-    table = read_parquet(path, list(COLUMNS))
     try:
         rows = table.select(list(COLUMNS)).cast(pa.schema(COLUMNS)).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -104,14 +112,19 @@ def read_lexicon(path: Path) -> Lexicon:
     if not rows:
         raise HeadraceError(f"{path} has no words", hint=HINT)
     for number, row in enumerate(rows):
-        if not _whole(row):
-            raise HeadraceError(
-                f"{path} has no word, or no kind with a positive weight each, in row {number}", hint=HINT
-            )
+        if (odd := _odd(row)) is not None:
+            raise HeadraceError(f"{path} has in row {number} {odd}", hint=HINT)
     return Lexicon({row["word"]: dict(zip(row["kinds"], row["weights"], strict=True)) for row in rows})
 
 
-def _whole(row: Mapping[str, Any]) -> bool:
-    kinds, weights = row["kinds"] or [], row["weights"] or []
-    known = all(kinds) and all(weight is not None and 0 < weight < math.inf for weight in weights)
-    return bool(row["word"] and kinds) and len(kinds) == len(weights) and known
+def _odd(row: Mapping[str, Any]) -> str | None:
+    """What is wrong with a row."""
+    word, kinds, weights = row["word"] or "", row["kinds"] or [], row["weights"] or []
+    words = words_of(word)
+    if " ".join(words) != word or not 0 < len(words) <= LONGEST:
+        return f"the word {word!r}: a text is searched for one to {LONGEST} lower-case words of letters and digits"
+    if not kinds or not all(kinds) or len(kinds) != len(weights):
+        return f"no kinds of {word!r} with a weight each"
+    if not all(weight is not None and 0 < weight < math.inf for weight in weights):
+        return f"a weight of {word!r} that is not positive"
+    return None

@@ -12,7 +12,6 @@ image tower. It knows nothing of files.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +22,7 @@ from torch.nn import functional as F
 
 from pipeline.base import HeadraceError
 from trainer.contrast import encode_texts
-from trainer.lexicon import Labels
+from trainer.lexicon import Labels, words_of
 from trainer.optim import share_of_rate
 from trainer.ridge import ridge_of
 from trainer.sources import wrong_captions
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
     from trainer.lexicon import Lexicon
     from trainer.sources import Source
 
-WEIGHT = 16.0  # β, of what is added
-RIDGE = 0.03  # of the mean eigenvalue
+WEIGHT, RIDGE = 2.0, 0.5  # β, of what is added, and the ridge, of the mean eigenvalue
+WEIGHT_OF_KINDS, RIDGE_OF_KINDS = 16.0, 0.03  # the same with a lexicon
 SEEN = 2  # captions that must hold a token, or a kind
 SHORTEST = 1e-4  # of a text's vector before they are scaled: what is shorter is rounding
 BATCH, PICTURES, ROWS = 256, 256, 4096  # texts of a step; pictures encoded, and rows of words made, at once
@@ -53,13 +52,14 @@ class Known:
         counts = torch.bincount(labels.names)
         self._place = torch.where(counts >= SEEN, (counts >= SEEN).cumsum(0) - 1, -1)
         self._weight = (labels.texts / counts[counts >= SEEN]).sqrt()
+        self.size = len(self._weight)
 
     def __call__(self, labels: Labels) -> Tensor:
         """Rows of length 1 (count, known), or of zeros where nothing is known."""
         there = labels.names < len(self._place)
         rows, place, values = labels.rows[there], self._place[labels.names[there]], labels.values[there]
         known = place >= 0
-        out = torch.zeros(labels.texts, len(self._weight), device=self._weight.device)
+        out = torch.zeros(labels.texts, self.size, device=self._weight.device)
         out[rows[known], place[known]] = values[known]
         return F.normalize(out * self._weight, dim=1)
 
@@ -67,35 +67,47 @@ class Known:
 class Readout:
     """Text vectors of words, from picture vectors (N, D), their captions, and what a text has: `labels` of each sort.
 
-    Every sort counts the same: the words themselves, and the kinds of things that a lexicon says they mean.
+    Every sort counts the same: the words themselves, and the kinds of things that a lexicon says they mean. `share` of
+    the mean eigenvalue is the ridge.
 
     Raises:
-        HeadraceError: no word comes twice, or those that do tell no picture from another.
+        HeadraceError: no word comes twice, or those that do tell no picture from another; no kind of a lexicon does.
     """
 
     def __init__(
-        self, images: Tensor, captions: Sequence[str], labels: Callable[[Sequence[str]], Sequence[Labels]]
+        self,
+        images: Tensor,
+        captions: Sequence[str],
+        labels: Callable[[Sequence[str]], Sequence[Labels]],
+        share: float = RIDGE,
     ) -> None:
         self._labels = labels
         self._known = [Known(sort) for sort in labels(captions)]
+        self._shortest = 0.0
+        if not all(known.size for known in self._known[1:]):
+            hint = "give a lexicon of the captions' language, or leave --lexicon out"
+            raise HeadraceError("what the lexicon's words are kinds of is in no two captions", hint=hint)
         mean = images.mean(dim=0)
         x = (images - mean).double()
         parts = [captions[start : start + ROWS] for start in range(0, len(captions), ROWS)]
         product = torch.zeros((), dtype=x.dtype)
         for part, texts in zip(torch.split(x, ROWS), parts, strict=True):
             product = product + part.T @ self._words(texts).double()
-        told = ridge_of(x.T @ x, product, RIDGE).float()
+        told = ridge_of(x.T @ x, product, share).float()
         # What all pictures share must count for nothing: a text's score would depend on it.
         self._directions = told - torch.outer(mean, mean @ told) / (mean @ mean)
         lengths = torch.cat([self(texts).norm(dim=1) for texts in parts])
         if not (lengths > SHORTEST).any():
             hint = "name a set with more words in `training.readout`, or leave `readout_steps` out"
             raise HeadraceError("no words of the sets to `add` tell their pictures apart", hint=hint)
-        self._directions /= lengths[lengths > SHORTEST].median()
+        median = lengths[lengths > SHORTEST].median()
+        self._directions /= median
+        self._shortest = SHORTEST / float(median)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """B y (M, D) of texts: 0 where nothing is known; over the captions of a median length of 1."""
-        return self._words(texts) @ self._directions.T
+        """B y (M, D) of texts: 0 where nothing is known that tells pictures apart; of captions a median length of 1."""
+        told = self._words(texts) @ self._directions.T
+        return torch.where(told.norm(dim=1, keepdim=True) > self._shortest, told, 0)
 
     def _words(self, texts: Sequence[str]) -> Tensor:
         """y (M, known): what is known of each text, of length 1."""
@@ -148,7 +160,7 @@ def teach(
     if (read := _readout(clip, added, lexicon, stopping)) is None:
         return
     captions = list(dict.fromkeys(text for source in added for text in source.train.captions if text.strip()))
-    held = set(told_in(" ".join(captions)))
+    held, weight = set(words_of(" ".join(captions))), WEIGHT if lexicon is None else WEIGHT_OF_KINDS
     tower = [p for name, p in model.named_parameters() if not name.startswith("visual.") and name != "logit_scale"]
     optimizer = torch.optim.AdamW(tower, lr=RATE, betas=(0.9, 0.98), weight_decay=0)
     for step in range(settings.readout_steps):
@@ -156,11 +168,12 @@ def teach(
             return
         texts = _texts(captions, kept, lexicon, np.random.default_rng((seed, 2, step)))
         new = [*texts.added, *texts.phrases]
-        known = torch.tensor([share_held(text, held) for text in new], device=clip.device)
+        shares = [1.0] * len(texts.added) + [share_held(text, held) for text in texts.phrases]
+        known = torch.tensor(shares, device=clip.device)
         tokens = clip.tokens([*new, *texts.same]).to(clip.device)
         with torch.no_grad(), quick(clip.device):
             old = encode_texts(before, tokens).float()
-            more = known[:, None] * old[: len(new)] + WEIGHT * read(new).float()
+            more = known[:, None] * old[: len(new)] + weight * read(new).float()
             wanted = F.normalize(torch.cat([more, old[len(new) :]]), dim=1)
         with quick(clip.device):
             told = encode_texts(model, tokens)
@@ -174,13 +187,9 @@ def teach(
         yield float(loss.detach())
 
 
-def told_in(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
-
-
 def share_held(text: str, held: Container[str]) -> float:
     """The share of a text's words that captions hold."""
-    words = told_in(text)
+    words = words_of(text)
     return sum(word in held for word in words) / max(1, len(words))
 
 
@@ -205,7 +214,8 @@ def _readout(
         kinds = [] if lexicon is None else [lexicon.labels(texts)]
         return [of_tokens(clip.tokens(texts)), *kinds]
 
-    read = Readout(torch.cat(vectors).cpu(), captions, labels)
+    share = RIDGE if lexicon is None else RIDGE_OF_KINDS
+    read = Readout(torch.cat(vectors).cpu(), captions, labels, share)
     return lambda texts: read(texts).to(clip.device)
 
 
@@ -218,8 +228,8 @@ class Texts(NamedTuple):
 
 
 def _texts(added: Sequence[str], kept: Sequence[Source], lexicon: Lexicon | None, rng: np.random.Generator) -> Texts:
-    """A quarter to keep, where there are sets to keep, half of them captions and half wrong ones; the others mixtures
-    and captions of what is added, two to one, or one of them for every phrase of the lexicon where there is one."""
+    """A quarter to keep, where there are sets to keep, half of them captions and half wrong ones; of the others, with a
+    lexicon, half its phrases; the rest mixtures and captions of what is added, two to one."""
     rest = BATCH // 4 if kept else 0
     phrases = [phrase(lexicon, rng) for _ in range((BATCH - rest) // 2)] if lexicon is not None else []
     count = BATCH - rest - len(phrases)

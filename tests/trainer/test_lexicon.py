@@ -47,6 +47,10 @@ def test_a_text_has_the_kinds_of_its_words(text: str, kinds: dict[str, float]) -
     assert told(text) == numbered(kinds)
 
 
+def test_words_of_other_scripts_are_found() -> None:
+    assert Lexicon({"käse": {"food": 1.0}}).labels(["Ein Käse!"]).names.tolist() == [0]
+
+
 def test_a_kind_counts_as_much_as_the_word_that_means_it_most() -> None:
     entries = {"one": {"same": 0.2}, "two": {"same": 0.4}, "three": {"same": 0.3}}
     assert Lexicon(entries).labels(["one two three"]).values.tolist() == pytest.approx([0.4])
@@ -85,6 +89,9 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
         ((["a"], [["k", "l"]], [[1.0]]), "in row 0"),
         ((["a"], [[]], [[]]), "in row 0"),
         ((["a", None], [["k"], ["k"]], [[1.0], [1.0]]), "in row 1"),
+        ((["t-shirt"], [["k"]], [[1.0]]), "the word 't-shirt'"),
+        ((["LEGO"], [["k"]], [[1.0]]), "the word 'LEGO'"),
+        ((["one two three four"], [["k"]], [[1.0]]), "one to 3"),
         ((["a"], [["k"]], [[float("nan")]]), "in row 0"),
         ((["a"], ["k"], [[1.0]]), "other types"),
         (
@@ -109,5 +116,6 @@ def test_no_table_or_another_one_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(HeadraceError, match="has no column kinds"):
         read_lexicon(tmp_path / "kinds.parquet")
     (tmp_path / "kinds.parquet").write_text("word,kinds\n")
-    with pytest.raises(HeadraceError, match=r"kinds\.parquet"):
+    with pytest.raises(HeadraceError, match=r"kinds\.parquet") as caught:
         read_lexicon(tmp_path / "kinds.parquet")
+    assert "--lexicon" in str(caught.value.hint)
