@@ -54,11 +54,12 @@ def main() -> None:
     clip = clips.load(options.clip, device="cpu")
     shown = [pictures[name] for name in names]
     coarse = [picture.resize((COARSE, COARSE), Image.Resampling.BICUBIC) for picture in shown]
+    one, other = opennsfw(shown), efficientnet(shown)
     kinds = {
         f"CLIP {clip.name}": clip.encode_images([np.asarray(picture) for picture in shown]),
-        "OpenNSFW": opennsfw(shown),
-        "EfficientNet-Lite0": efficientnet(shown),
-        "both": vectors(shown),
+        "OpenNSFW": one,
+        "EfficientNet-Lite0": other,
+        "both": np.concatenate([one, other], axis=1),
         f"both, of {COARSE} pixels": vectors(coarse),
     }
     lexicons = [None] if options.lexicon is None else [None, read_lexicon(options.lexicon)]
