@@ -116,6 +116,11 @@ def keywords(caption: str) -> list[str]:
     return parts if len(parts) >= 3 and plain else []
 
 
+def words_of(text: str) -> list[str]:
+    """A text's words, in lower case."""
+    return re.findall(r"\w+", text.lower())
+
+
 def names_side(caption: str) -> bool:
     """Whether a caption tells left from right, or may."""
     return SIDED.search(caption) is not None

@@ -10,7 +10,6 @@ counts. This module knows nothing of where the table is from.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +19,7 @@ import torch
 
 from pipeline.base import MISSING, HeadraceError
 from pipeline.shards import parquet_file, read_parquet
+from trainer.augment import words_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,10 +81,6 @@ class Lexicon:
                     yield entry
                     break
             place += size
-
-
-def words_of(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
 
 
 def read_lexicon(path: Path) -> Lexicon:

@@ -5,11 +5,12 @@ Arrays and strings in, numbers out; all vectors are unit rows. This module knows
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from trainer.augment import words_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +54,7 @@ def told_apart(right: Rows, wrong: Rows) -> NDArray[np.bool_]:
 
 def kind_of_swap(caption: str, swap: str) -> Kind:
     """Whether a swap exchanges where things are, or what they are like: by the words in which it differs."""
-    true, false = _words(caption), _words(swap)
+    true, false = words_of(caption), words_of(swap)
     if len(true) == len(false):
         differ = {word for pair in zip(true, false, strict=True) if pair[0] != pair[1] for word in pair}
     else:
@@ -65,7 +66,3 @@ def clip_score(pictures: Rows, texts: Rows) -> float:
     """100 · mean(max(cosine, 0)) of pictures and their texts (Hessel et al. 2021, equation 1, without its 2.5)."""
     cosines = np.sum(np.asarray(pictures, np.float64) * np.asarray(texts, np.float64), axis=1)
     return float(100 * np.maximum(cosines, 0).mean())
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())

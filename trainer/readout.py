@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.base import HeadraceError
+from trainer.augment import words_of
 from trainer.contrast import encode_texts
-from trainer.lexicon import Labels, words_of
+from trainer.lexicon import Labels
 from trainer.optim import share_of_rate
 from trainer.ridge import ridge_of
 from trainer.sources import wrong_captions
