@@ -1,11 +1,13 @@
-"""Writes what a CLIP to embed is trained on, three packed sets and a lexicon: `python -m benchmarks.clip_sets OUT`.
+"""Writes what a CLIP to embed is trained on, four packed sets and a lexicon: `python -m benchmarks.clip_sets OUT`.
 
 `OUT/scenes`: mini-web scenes, train without and val with the held-out combinations. Of every third training scene only
 one object is drawn and told, with its place: sides are learned from one object before two. Wrong captions of the others
 have colours, shapes, sizes or the relation exchanged, or one shape told as another. `OUT/clipart/curated`: the
 corpus' clip art and emoji as `curate` leaves them, without the quarter whose path hashes below 64 and without what is
-within 8 bits of one of those by perceptual hash. `OUT/views`: those drawings from further away (`benchmarks.views`). In
-the last two the column `teacher` is what `benchmarks.teacher` says of a picture. The stamps are in none.
+within 8 bits of one of those by perceptual hash; the column `guesses` is what `benchmarks.teacher` takes a picture for.
+`OUT/views`: those drawings from further away (`benchmarks.views`). `OUT/looks`: the first of them again, in other
+looks (`benchmarks.looks`). In the last three the column `teacher` is what `benchmarks.teacher` says of a picture. The
+stamps are in none.
 `OUT/kinds.parquet`: what nouns are kinds of (`benchmarks.kinds`).
 """
 
@@ -31,8 +33,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.kinds import WORDNET, write_kinds
-from benchmarks.teacher import vectors
-from benchmarks.views import SIDE, views
+from benchmarks.looks import looks
+from benchmarks.teacher import guesses, vectors
+from benchmarks.views import SIDE, Views, views
 from pipeline.base import file_sha256, write_json
 from pipeline.miniweb import scenes
 from pipeline.shards import FORMAT_VERSION, TarWriter, canonical_json, shard_name, vector_column, write_parquet
@@ -60,12 +63,14 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--scenes", type=int, default=90_000)
     parser.add_argument("--views", type=int, default=30_000)
+    parser.add_argument("--looks", type=int, default=12_000)
     parser.add_argument("--corpus", type=Path, default=CORPUS)
     parser.add_argument("--wordnet", type=Path, default=WORDNET)
     options = parser.parse_args()
     write_kinds(options.out / "kinds.parquet", options.wordnet)
     curate_clip_art(options.out, options.corpus)
-    write_views(options.out, {"train": options.views, "val": VAL_VIEWS})
+    write_views(options.out, "views", views, {"train": options.views, "val": VAL_VIEWS})
+    write_views(options.out, "looks", looks, {"train": options.looks, "val": VAL_VIEWS})
     write_scenes(options.out / "scenes", options.scenes)
 
 
@@ -74,9 +79,9 @@ def write_scenes(folder: Path, count: int, val: int = VAL_SCENES) -> None:
     write_set(folder, {"val": drawn(val, VAL_SEED, held=True), "train": drawn(count, TRAIN_SEED, held=False)})
 
 
-def write_views(out: Path, counts: Mapping[str, int]) -> None:
+def write_views(out: Path, name: str, make: Views, counts: Mapping[str, int]) -> None:
     """Views of the curated drawings, of either split's own."""
-    write_set(out / "views", {split: seen(out, split, count) for split, count in counts.items()})
+    write_set(out / name, {split: seen(out, split, make, count) for split, count in counts.items()})
 
 
 def write_set(folder: Path, splits: Mapping[str, Iterable[Row]]) -> None:
@@ -108,12 +113,12 @@ def drawn(count: int, seed: int, held: bool) -> Iterator[Row]:
         yield Row(f"{seed}/{index}", picture, told, side, side, wrong)
 
 
-def seen(out: Path, split: str, count: int) -> Iterator[Row]:
+def seen(out: Path, split: str, make: Views, count: int) -> Iterator[Row]:
     """Views of what `curate` packed, and what the teacher says of them."""
     packed = sorted((out / "clipart" / "curated" / split).glob("*.parquet"))
     rows = pa.concat_tables([pq.read_table(path, columns=["url", "caption"]) for path in packed]).to_pylist()
     pictures = (Image.open(out / "pictures" / row["url"]) for row in rows)
-    drawn_views = enumerate(views(pictures, [row["caption"] for row in rows], count, VIEWS_SEED))
+    drawn_views = enumerate(make(pictures, [row["caption"] for row in rows], count, VIEWS_SEED))
     while part := list(islice(drawn_views, PER_SHARD)):
         taught = vectors([Image.fromarray(view) for _, (view, _) in part])
         for (number, (view, caption)), teacher in zip(part, taught, strict=True):
@@ -146,6 +151,7 @@ def curate_clip_art(out: Path, corpus: Path) -> None:
     table = captions.filter(pa.array(there))
     taught = vectors([out / "pictures" / path for path in table["path"].to_pylist()])
     table = table.append_column("teacher", vector_column(taught, np.ones(len(taught), bool)))
+    table = table.append_column("guesses", pa.array(guesses(taught), pa.list_(pa.string())))
     pq.write_table(table, out / "captions.parquet")
     command = [Path(sys.executable).with_name("curate"), "run", Path(__file__).with_name("clip_art.toml")]
     command += ["--source", out / "pictures", "--captions", out / "captions.parquet"]

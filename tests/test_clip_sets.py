@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks import clip, clip_sets
 from benchmarks.teacher import vectors
+from benchmarks.views import views
 from pipeline.base import file_sha256
 from pipeline.miniweb import scenes
 from trainer.data import open_set
@@ -73,7 +74,7 @@ def test_views_are_of_a_splits_own_drawings_and_say_what_the_teacher_makes_of_th
         folder.mkdir(parents=True)
         urls = [f"{split}{number}.png" for number in range(len(captions))]
         pq.write_table(pa.table({"url": urls, "caption": captions}), folder / "00000.parquet")
-    clip_sets.write_views(tmp_path, {"train": 8, "val": 3})
+    clip_sets.write_views(tmp_path, "views", views, {"train": 8, "val": 3})
     for split, count in (("train", 8), ("val", 3)):
         found = rows(tmp_path / "views" / split)
         assert len(found) == count

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import simplejpeg
 import torch
 
@@ -33,7 +35,8 @@ FEW = 8  # fewer pictures than so many are decoded in threads, for which no proc
 
 @dataclass(frozen=True)
 class PackedSet:
-    """One split of a packed set, row by row: shard number, place in the tar, caption, swapped captions."""
+    """One split of a packed set, row by row: shard number, place in the tar, caption, swapped captions, and what
+    another network takes the picture for."""
 
     tars: tuple[Path, ...]
     shard: NDArray[np.int32]
@@ -41,6 +44,7 @@ class PackedSet:
     length: NDArray[np.int64]
     captions: tuple[str, ...]
     swaps: tuple[tuple[str, ...], ...]
+    guesses: tuple[tuple[str, ...], ...]
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -88,25 +92,36 @@ def open_set(folder: Path, split: str) -> PackedSet:
     captions = tuple(text or "" for table in tables for text in table["caption"].to_pylist())
     if not any(text.strip() for text in captions):
         raise HeadraceError(f"no sample in {folder}/{split} has a caption", hint="pack a set with captions")
-    swaps = [
-        tuple(row or ())
-        for table in tables
-        for row in (table["swaps"].to_pylist() if "swaps" in table.column_names else [()] * len(table))
-    ]
     return PackedSet(
         tars=tuple(path.with_suffix(".tar") for path in shard_files(folder / split, "parquet")),
         shard=np.repeat(np.arange(len(tables), dtype=np.int32), [len(table) for table in tables]),
         offset=np.concatenate([table["offset"].to_numpy() for table in tables]),
         length=np.concatenate([table["length"].to_numpy() for table in tables]),
         captions=captions,
-        swaps=tuple(swaps),
+        swaps=_lists(tables, "swaps"),
+        guesses=_lists(tables, "guesses"),
     )
+
+
+def _lists(tables: Sequence[pa.Table], column: str) -> tuple[tuple[str, ...], ...]:
+    """A column of lists of texts, empty where there is none."""
+    parts = [_texts(table, column) for table in tables]
+    return tuple(tuple(text for text in row or () if text) for part in parts for row in part)
+
+
+def _texts(table: pa.Table, column: str) -> Sequence[Sequence[str | None] | None]:
+    """A user's column of that name may be of any type: what is no list of texts says nothing."""
+    kind = table.schema.field(column).type if column in table.column_names else None
+    if kind is None or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return [()] * len(table)
+    texts = pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)
+    return list(table[column].to_pylist()) if texts else [()] * len(table)
 
 
 def _columns(path: Path) -> list[str]:
     """Those that a set is indexed by; vectors and signals stay on the disk."""
     there = parquet_file(path).schema_arrow.names
-    return [name for name in ("caption", "swaps", "offset", "length") if name in there]
+    return [name for name in ("caption", "swaps", "guesses", "offset", "length") if name in there]
 
 
 def check_tars(packed: PackedSet) -> None:

@@ -113,7 +113,7 @@ def _teach_words(
     say: Callable[[str], None],
 ) -> None:
     """Once all pairs were learned, teach the text tower words; stopped before its end, this begins anew next time."""
-    from trainer.readout import teach
+    from trainer.teach_words import teach
 
     settings, last = run.config.training, run.config.training.readout_steps
     if trainer.step != settings.steps or not last or stopping():
@@ -157,7 +157,7 @@ class Trainer:
             self.teacher = TeacherHead(clip.dimension, lessons.dimension).to(device)
             self.trained["teacher"] = self.teacher
         s = self.settings
-        groups = split_parameters(self.trained, s.learning_rate, s.matrix_rate, s.weight_decay)
+        groups = split_parameters(dict(self.trained.named_parameters()), s.learning_rate, s.matrix_rate, s.weight_decay)
         self.optimizer = MuonAdamW(groups, s.beta1, s.beta2)
 
     def train_step(self) -> dict[str, float]:

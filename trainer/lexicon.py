@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LONGEST = 3  # words of an entry
+COMMON = 100  # first words, which are drawn nearly alike
 COLUMNS = {"word": pa.string(), "kinds": pa.list_(pa.string()), "weights": pa.list_(pa.float32())}
 HINT = "give a table with the columns word, kinds and weights, or leave --lexicon out"
 
@@ -67,8 +68,9 @@ class Lexicon:
         return Labels(place, name, torch.tensor(values, dtype=torch.float32), len(texts))
 
     def a_word(self, rng: np.random.Generator) -> str:
-        """One of the words, the common ones more often: half of the draws are of the first quarter."""
-        return self.words[int(len(self.words) * rng.random() ** 2)]
+        """One of the words, common ones more often: the n-th as 1 / (n + COMMON), as Zipf and Mandelbrot have it."""
+        count = len(self.words)
+        return self.words[min(count - 1, int(COMMON * ((1 + count / COMMON) ** rng.random() - 1)))]
 
     def _found(self, text: str) -> Iterator[Mapping[int, float]]:
         """The entries of a text, the longest first where several begin at one word."""

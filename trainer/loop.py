@@ -49,7 +49,7 @@ class Loop:
         self.model = task.model.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.step = 0
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        groups = split_parameters(self.model, s.learning_rate, s.matrix_rate, s.weight_decay)
+        groups = split_parameters(dict(self.model.named_parameters()), s.learning_rate, s.matrix_rate, s.weight_decay)
         if s.optimizer == "adamw":
             groups[0] |= {"muon": False, "peak": s.learning_rate}
         self.optimizer = MuonAdamW([group for group in groups if group["params"]], s.beta1, s.beta2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -17,7 +17,7 @@ import torch
 from trainer.speed import half_precision
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 Decay = Literal["cosine", "linear"]
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, from the first source
@@ -116,15 +116,17 @@ def _adam(gradients: list[Tensor], states: list[dict[str, Tensor]], group: dict[
     return updates
 
 
-def split_parameters(model: nn.Module, rate: float, matrix_rate: float, weight_decay: float) -> list[dict[str, object]]:
-    """Groups for `MuonAdamW`, each with its `peak` rate.
+def split_parameters(
+    named: Mapping[str, Tensor], rate: float, matrix_rate: float, weight_decay: float
+) -> list[dict[str, object]]:
+    """Groups of a model's parameters by name for `MuonAdamW`, each with its `peak` rate.
 
     Matrices and kernels go to Muon; embeddings and vectors to AdamW, vectors and scalars not decayed.
     """
     hidden: list[Tensor] = []
     tables: list[Tensor] = []
     rest: list[Tensor] = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in named.items():
         if parameter.ndim < 2:
             rest.append(parameter)
         elif any(part in name for part in ADAMW_NAMES):

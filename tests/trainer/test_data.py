@@ -7,6 +7,8 @@ import multiprocessing
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -31,6 +33,26 @@ def test_swaps_are_read_where_the_set_has_them(tmp_path: Path) -> None:
     assert open_set(write_packed(tmp_path / "a"), "train").swaps == ((),) * 16
     swaps = [["wrong", "other"]] + [[]] * 15
     assert open_set(write_packed(tmp_path / "b", swaps=swaps), "train").swaps[0] == ("wrong", "other")
+
+
+@pytest.mark.parametrize(
+    ("column", "read"),
+    [
+        (pa.array([["owl", "cat"], None, ["owl", None]]), (("owl", "cat"), (), ("owl",))),
+        (pa.array([["owl"], [], None], pa.large_list(pa.large_string())), (("owl",), (), ())),
+        (pa.array(["owl", "cat", None]), ((), (), ())),
+        (pa.array([3, 0, None]), ((), (), ())),
+        (pa.array([[3, 4], [0], None]), ((), (), ())),
+    ],
+)
+def test_guesses_are_lists_of_texts_and_a_column_of_another_type_says_nothing(
+    tmp_path: Path, column: pa.Array, read: tuple[tuple[str, ...], ...]
+) -> None:
+    folder = write_packed(tmp_path, rows=3)
+    path = folder / "train" / "00000.parquet"
+    pq.write_table(pq.read_table(path).append_column("guesses", column), path)
+    assert open_set(folder, "train").guesses == read
+    assert open_set(folder, "val").guesses == ((),) * 3
 
 
 def test_kept_and_streamed_pictures_are_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

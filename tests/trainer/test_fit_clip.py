@@ -27,7 +27,7 @@ from trainer.contrast import centre_loss, encode_texts, threshold_loss
 from trainer.fit_clip import fit
 from trainer.log import METRICS
 from trainer.optim import MuonAdamW
-from trainer.readout import teach
+from trainer.teach_words import teach
 
 TINY = {
     "model_cfg": {
@@ -245,7 +245,7 @@ def test_words_come_last_and_begin_anew_where_they_were_stopped(
     plain = checkpoint.load(tmp_path / "parts" / STATE)
     assert plain[1]["step"] == 8
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("trainer.readout.teach", interrupted)
+        patched.setattr("trainer.teach_words.teach", interrupted)
         fit(run(shards, tmp_path / "parts", config, resume=True), silent)
     stopped = checkpoint.load(tmp_path / "parts" / STATE)
     assert stopped[1] == plain[1] and all(torch.equal(value, stopped[0][name]) for name, value in plain[0].items())

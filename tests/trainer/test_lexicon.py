@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.base import HeadraceError
-from trainer.lexicon import Lexicon, read_lexicon
+from trainer.lexicon import COMMON, Lexicon, read_lexicon
 
 BEARS = {
     "bear": {"bear": 1.0, "animal": 1.0, "thing": 1.0, "to carry": 0.4},
@@ -57,10 +57,12 @@ def test_a_kind_counts_as_much_as_the_word_that_means_it_most() -> None:
 
 
 def test_common_words_are_drawn_more_often() -> None:
-    lexicon = Lexicon({f"w{n}": {"thing": 1.0} for n in range(100)})
+    lexicon = Lexicon({f"w{n}": {"thing": 1.0} for n in range(1000)})
     rng = np.random.default_rng(0)
-    drawn = np.array([int(lexicon.a_word(rng)[1:]) for _ in range(2000)])
-    assert 0.46 < (drawn < 25).mean() < 0.54 and set(drawn) > set(range(60))
+    drawn = np.array([int(lexicon.a_word(rng)[1:]) for _ in range(4000)])
+    assert len(set(drawn)) > 900 and drawn.max() < 1000
+    for first in (50, 232, 500):
+        assert (drawn < first).mean() == pytest.approx(np.log1p(first / COMMON) / np.log1p(1000 / COMMON), abs=0.03)
 
 
 def written(path: Path, words: Sequence[object], kinds: Sequence[object], weights: Sequence[object]) -> Path:

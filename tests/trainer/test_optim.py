@@ -54,7 +54,7 @@ def test_a_muon_step_has_the_promised_size() -> None:
 
 def test_every_parameter_is_in_one_group() -> None:
     model = nn.ModuleDict({"token_embedding": nn.Embedding(5, 3), "conv": nn.Conv2d(3, 4, 3), "norm": nn.LayerNorm(4)})
-    groups = split_parameters(model, 0.1, 0.2, 0.3)
+    groups = split_parameters(dict(model.named_parameters()), 0.1, 0.2, 0.3)
     placed = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
     assert len(placed) == len(list(model.parameters())) == len({id(parameter) for parameter in placed})
     assert [len(group["params"]) for group in groups] == [1, 1, 3]  # type: ignore[arg-type]

@@ -1,10 +1,8 @@
-"""Words read off picture vectors as text vectors, and a text tower that learns to give them."""
+"""Words read off picture vectors as text vectors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,16 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.base import HeadraceError
-from pipeline.clip import Clip, load
-from tests.trainer.packed import write_packed
-from trainer.augment import swapped_captions
-from trainer.config import ClipTraining
 from trainer.lexicon import Labels, Lexicon
-from trainer.readout import RIDGE, Readout, _texts, mixture, of_tokens, phrase, share_held, teach
-from trainer.sources import Source, decoded, open_sources
+from trainer.readout import RIDGE, SIGHT_FLOOR, SIGHT_OF_MEAN, Readout, of_tokens, sight
 
 START, END = 90, 91
-SWAPPED = [["red and nothing else"]] * 16
 
 
 def tokens(*texts: list[int]) -> Tensor:
@@ -104,19 +96,6 @@ def test_captions_without_a_known_word_leave_the_scale_to_the_others() -> None:
     assert read(spelt(told[:40])).norm(dim=1).median() == pytest.approx(1, abs=1e-5)
 
 
-def test_mixtures_are_of_the_captions_words() -> None:
-    captions = ["one, two, three", "four five", "six"]
-    rng = np.random.default_rng(0)
-    found = [mixture(captions, rng) for _ in range(300)]
-    words = {word for text in captions for word in text.replace(",", "").split()}
-    assert all(text.split() and set(text.split()) <= words for text in found)
-    assert {"six", "one three"} <= set(found)
-    assert any("six" in text and "four" in text for text in found)
-    assert any(text.find("two") < text.find("one") and "two" in text for text in found)
-    assert max(len(text.split()) for text in found) <= 12
-    assert max(len(mixture([" ".join("abcdefghijklmnopqrstu")], rng).split()) for _ in range(20)) == 12
-
-
 def test_of_a_word_that_no_caption_has_is_told_what_is_told_of_its_kind() -> None:
     told = some_texts(300)
     images = pictures(told)
@@ -147,114 +126,39 @@ def test_a_lexicon_of_other_words_is_one_sentence() -> None:
         Readout(pictures(told), spelt(told), lambda texts: [*sorts(texts), lexicon.labels(texts)])
 
 
-def test_phrases_are_of_one_or_two_words_of_the_lexicon() -> None:
-    lexicon = Lexicon({"owl": {"bird": 1.0}, "polar bear": {"bear": 1.0}})
-    rng = np.random.default_rng(0)
-    found = {phrase(lexicon, rng) for _ in range(300)}
-    alone = {"owl", "an owl", "An owl.", "polar bear", "a polar bear", "A polar bear."}
-    assert found == alone | {f"{word}, {text}" for word in ("owl", "polar bear") for text in alone}
+def test_what_a_picture_is_taken_for_counts_as_words_of_it_do() -> None:
+    """Of pictures with one caption, half are taken for 14, which tells them apart as its own caption would."""
+    told = [[10, 11], [10, 12], [14], [15]] * 10 + [[13], [13, 14]] * 20
+    images = pictures(told)
+    captions = spelt([[word for word in text if word != 14] if 13 in text else text for text in told])
+    guesses = [("14",) * 20 if text == [13, 14] else ("15", "70") if text == [13] else () for text in told]
+    apart = torch.tensor([text == [13, 14] for text in told]), torch.tensor([text == [13] for text in told])
+    plain, guessed = (images @ Readout(images, captions, sorts, guesses=some)(["14"])[0] for some in ((), guesses))
+    gaps = [float(scores[apart[0]].mean() - scores[apart[1]].mean()) for scores in (plain, guessed)]
+    assert gaps[1] > 1.5 * gaps[0] > 0
 
 
-def test_what_a_tower_said_counts_as_far_as_captions_hold_the_words() -> None:
-    assert share_held("A polar bear.", {"a", "bear"}) == pytest.approx(2 / 3)
+def test_guesses_are_the_mean_of_their_words() -> None:
+    told = some_texts(50)
+    images = pictures(told)
+    guesses = [("10", "10", "11 12", "70")] * 10 + [()] * 40
+    read = Readout(images, spelt(told), sorts, guesses=guesses)
+    x = (images - images.mean(dim=0)).double()
+    y = read._words(spelt(told)).double()
+    y[:10] += (read._words(["10"]) / 2 + read._words(["11 12"]) / 4).double()
+    ridge = RIDGE * torch.linalg.eigvalsh(x.T @ x).mean()
+    solved = torch.linalg.solve(x.T @ x + ridge * torch.eye(12), x.T @ y).float()
+    mean = images.mean(dim=0)
+    solved -= torch.outer(mean, mean @ solved) / (mean @ mean)
+    wanted = read._words(spelt(told)) @ solved.T
+    torch.testing.assert_close(read(spelt(told)), wanted / wanted.norm(dim=1).median(), atol=1e-4, rtol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def clip() -> Clip:
-    return load("mini", "cpu")
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory, clip: Clip) -> list[Source]:
-    kept = write_packed(tmp_path_factory.mktemp("kept") / "set", [f"{n} toys on a shelf" for n in range(16)], SWAPPED)
-    added = write_packed(tmp_path_factory.mktemp("added") / "set")
-    opened = open_sources([kept, added], ClipTraining(batch=16), seed=0)
-    return [decoded(one, clip, print) for one in opened]
-
-
-SETTINGS = ClipTraining(readout_steps=40, readout=("keep", "add"))
-
-
-def test_a_tower_learns_words_and_keeps_what_it_is_to_keep(sources: list[Source]) -> None:
-    clip = load("mini", "cpu")
-    before = {name: value.clone() for name, value in clip.model.state_dict().items()}
-    captions, others = list(sources[1].train.captions), [*sources[0].train.captions, SWAPPED[0][0]]
-    own, same = clip.encode_texts(captions), clip.encode_texts(others)
-    losses = list(teach(clip, sources, SETTINGS, None, 0, lambda: False))
-    assert len(losses) == 40 and np.mean(losses[-5:]) < 0.35 * np.mean(losses[:5])
-    after = clip.model.state_dict()
-    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
-    assert moved and not any(name.startswith("visual.") or name == "logit_scale" for name in moved)
-    kept, changed = (
-        (a * b).sum(axis=1) for a, b in ((same, clip.encode_texts(others)), (own, clip.encode_texts(captions)))
-    )
-    assert kept.min() > 0.9 > changed.mean()
-
-
-def test_a_tower_learns_what_a_word_is_like_that_no_caption_has(sources: list[Source]) -> None:
-    """Pictures whose left half is red are told apart by "crimson", which only the lexicon knows, as red."""
-    clip = load("mini", "cpu")
-    kinds = {
-        "red": ("red", "scarlet"),
-        "green": ("green", "jade"),
-        "blue": ("blue", "azure"),
-        "white": ("white", "ivory"),
-    }
-    lexicon = Lexicon({word: {kind: 1.0, "colour": 1.0} for kind, words in kinds.items() for word in words})
-    train = sources[1].train
-    pictures = clip.encode_images(sources[1].val_pictures.take(np.arange(16)))
-    told = np.array([[kind in text for kind in kinds] for text in train.captions[:16]])
-
-    def apart() -> float:
-        scores = pictures @ clip.encode_texts([f"a {strange}" for _, strange in kinds.values()]).T
-        return float(scores[told].mean() - scores[~told].mean())
-
-    list(teach(clip, sources, SETTINGS, lexicon, 0, lambda: False))
-    with_kinds = apart()
-    clip = load("mini", "cpu")
-    list(teach(clip, sources, SETTINGS, None, 0, lambda: False))
-    assert with_kinds > apart() + 0.05
-
-
-def test_what_is_kept_has_wrong_captions_of_its_own_or_exchanged_words(
-    sources: list[Source], tmp_path: Path, clip: Clip
-) -> None:
-    (plain,) = open_sources([write_packed(tmp_path / "set")], ClipTraining(batch=16), seed=0)
-    for source, wrong in ((sources[0], set(SWAPPED[0])), (decoded(plain, clip, print), None)):
-        texts = _texts(["one", "two"], [source], None, np.random.default_rng(0))
-        assert len(texts.added) == 192 and set(" ".join(texts.added).split()) == {"one", "two"}
-        assert not texts.phrases
-        kept = list(zip(texts.same[::2], texts.same[1::2], strict=True))
-        assert len(kept) == 32
-        assert all(caption in source.train.captions for caption, _ in kept)
-        assert all(other in (wrong or swapped_captions(caption) or [caption]) for caption, other in kept)
-        assert sum(other != caption for caption, other in kept) > 16
-
-
-def test_half_of_what_is_new_are_phrases_where_there_is_a_lexicon(sources: list[Source]) -> None:
-    lexicon = Lexicon({"owl": {"bird": 1.0}})
-    texts = _texts(["one two", "three"], sources[:1], lexicon, np.random.default_rng(0))
-    assert (len(texts.added), len(texts.phrases), len(texts.same)) == (96, 96, 64)
-    assert all("owl" in text.lower() for text in texts.phrases)
-    captions = sum(text in ("one two", "three") for text in texts.added[64:])
-    assert captions == 32 and any(text not in ("one two", "three") for text in texts.added[:64])
-
-
-def test_rows_without_a_caption_have_no_part(tmp_path: Path) -> None:
-    clip = load("mini", "cpu")
-    captions = [*(f"a {colour} square" for colour in ("red", "blue", "green") * 5), ""]
-    (opened,) = open_sources([write_packed(tmp_path / "set", captions)], ClipTraining(batch=16), seed=0)
-    source, seen = decoded(opened, clip, print), []
-    tokens_of = clip.tokens
-    clip.tokens = lambda texts: seen.append(list(texts)) or tokens_of(texts)  # type: ignore[method-assign,func-returns-value]
-    list(teach(clip, [source], ClipTraining(readout_steps=2, readout=("add",)), None, 0, lambda: False))
-    assert len(seen[0]) == 15 and all(text.strip() for texts in seen for text in texts)
-
-
-def test_it_is_the_same_again_and_stops_when_asked(sources: list[Source]) -> None:
-    first, again, other = (
-        list(islice(teach(load("mini", "cpu"), sources, SETTINGS, None, seed, lambda: False), 3)) for seed in (0, 0, 1)
-    )
-    assert first == again != other
-    asked = iter([False, False, False, True])  # once before the pictures are encoded
-    assert len(list(teach(load("mini", "cpu"), sources, SETTINGS, None, 0, lambda: next(asked)))) == 2
+def test_sight_is_a_root_of_how_pictures_vary() -> None:
+    images = pictures(some_texts(80))
+    root = sight(images)
+    mean = images.mean(dim=0)
+    covariance = torch.cov(images.T, correction=0)
+    level = covariance.diagonal().mean()
+    more = SIGHT_FLOOR * torch.eye(12) + SIGHT_OF_MEAN * torch.outer(mean, mean) / (mean @ mean)
+    torch.testing.assert_close(root @ root, covariance + level * more, atol=1e-6, rtol=1e-4)
