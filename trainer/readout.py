@@ -72,15 +72,13 @@ class Readout:
             raise HeadraceError("what the lexicon's words are kinds of is in no two captions", hint=hint)
         mean = images.mean(dim=0)
         x = (images - mean).double()
-        parts = [captions[start : start + ROWS] for start in range(0, len(captions), ROWS)]
-        product = torch.zeros((), dtype=x.dtype)
-        for part, texts in zip(torch.split(x, ROWS), parts, strict=True):
-            product = product + part.T @ self._words(texts).double()
+        product = self._product(x, captions)
         if any(guesses):
-            product = product + self._of_guesses(x, guesses)
+            product = product + self._product(*_by_guess(x, guesses))
         told = ridge_of(x.T @ x, product, share).float()
         # What all pictures share must count for nothing: a text's score would depend on it.
         self._directions = told - torch.outer(mean, mean @ told) / (mean @ mean)
+        parts = (captions[start : start + ROWS] for start in range(0, len(captions), ROWS))
         lengths = torch.cat([self(texts).norm(dim=1) for texts in parts])
         if not (lengths > SHORTEST).any():
             hint = "name a set with more words in `training.readout`, or leave `readout_steps` out"
@@ -94,24 +92,28 @@ class Readout:
         told = self._words(texts) @ self._directions.T
         return torch.where(told.norm(dim=1, keepdim=True) > self._shortest, told, 0)
 
-    def _of_guesses(self, x: Tensor, guesses: Sequence[Sequence[str]]) -> Tensor:
-        """XᵀY (D, known) of x (N, D) and the mean y of every picture's guesses, zeros where it has none."""
-        place = {name: number for number, name in enumerate(sorted({name for some in guesses for name in some}))}
-        told = [(row, place[name], 1 / len(some)) for row, some in enumerate(guesses) for name in some]
-        rows, names, shares = (torch.tensor(part) for part in zip(*told, strict=True))
-        sums = torch.zeros(len(place), x.shape[1], dtype=x.dtype)
-        sums.index_add_(0, names, x[rows] * shares.double()[:, None])
-        texts = list(place)
+    def _product(self, x: Tensor, texts: Sequence[str]) -> Tensor:
+        """XᵀY (D, known) of x (N, D) and the words of N texts."""
         product = torch.zeros((), dtype=x.dtype)
-        for start in range(0, len(texts), ROWS):
-            part = slice(start, start + ROWS)
-            product = product + sums[part].T @ self._words(texts[part]).double()
+        for start, part in zip(range(0, len(texts), ROWS), torch.split(x, ROWS), strict=True):
+            product = product + part.T @ self._words(texts[start : start + ROWS]).double()
         return product
 
     def _words(self, texts: Sequence[str]) -> Tensor:
         """y (M, known): what is known of each text, of length 1."""
         sorts = [known(one) for known, one in zip(self._known, self._labels(texts), strict=True)]
         return F.normalize(torch.cat(sorts, dim=1), dim=1)
+
+
+def _by_guess(x: Tensor, guesses: Sequence[Sequence[str]]) -> tuple[Tensor, list[str]]:
+    """Sums of x (N, D) by what pictures are taken for, each by that share of its guesses; and the names of the sums."""
+    names = sorted({name for some in guesses for name in some})
+    place = {name: number for number, name in enumerate(names)}
+    told = [(place[name], row, 1 / len(some)) for row, some in enumerate(guesses) for name in some]
+    numbers, rows, shares = zip(*told, strict=True)
+    size = len(names), len(x)
+    values = torch.tensor(shares, dtype=x.dtype)
+    return torch.sparse_coo_tensor(torch.tensor([numbers, rows]), values, size, check_invariants=True) @ x, names
 
 
 def of_tokens(tokens: Tensor) -> Labels:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Container, Iterator, Sequence
+from itertools import compress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -70,7 +71,7 @@ def teach(
     held, weight = set(words_of(" ".join(captions))), WEIGHT if lexicon is None else WEIGHT_OF_KINDS
     if (read := _read(clip, added, lexicon, held, stopping)) is None:
         return
-    place_words(clip, read, [*held, *([] if lexicon is None else lexicon.words)], kept, seed)
+    place_words(clip, read, sorted(held.union(() if lexicon is None else lexicon.words)), kept, seed)
     phrases = None if lexicon is None else Phrases(lexicon, captions)
     optimizer = _optimizer(model)
     for step in range(settings.readout_steps):
@@ -112,29 +113,27 @@ def place_words(clip: Clip, read: Read, words: Sequence[str], kept: Sequence[Sou
     table = getattr(clip.model, "token_embedding", None)
     if table is None:
         return
-    tokens = clip.tokens(sorted(words))
-    there = inside(tokens)
-    alone = there.sum(dim=1) == 1
-    used = [
-        of_tokens(clip.tokens(part)).names
+    taken = {
+        token
         for source in kept
         for part in _parts(list(dict.fromkeys(source.train.captions)))
-    ]
-    taken = torch.cat([torch.zeros(0, dtype=torch.int64), *used])
-    found, first = np.unique(tokens[alone][there[alone]].numpy(), return_index=True)
-    free = ~np.isin(found, taken.numpy())
-    single = [word for word, one in zip(sorted(words), alone.tolist(), strict=True) if one]
-    chosen = [single[place] for place in first[free]]
+        for token in of_tokens(clip.tokens(part)).names.tolist()
+    }
+    tokens = clip.tokens(words)
+    there = inside(tokens)
+    alone = there.sum(dim=1) == 1
+    single = zip(tokens[alone][there[alone]].tolist(), compress(words, alone.tolist()), strict=True)
+    chosen = {token: word for token, word in single if token not in taken}
     if not chosen:
         return
-    told = torch.cat([read.vectors(part) @ read.sight for part in _parts(chosen)])
+    told = torch.cat([read.vectors(part) @ read.sight for part in _parts(list(chosen.values()))])
     lengths = told.norm(dim=1)
     if not lengths.any():
         return
     generator = torch.Generator().manual_seed(seed)
     turn = torch.randn(told.shape[1], table.weight.shape[1], generator=generator) / table.weight.shape[1] ** 0.5
     placed = told @ turn.to(told.device) * (PLACED / lengths[lengths > 0].median())
-    table.weight[torch.from_numpy(found[free]).to(placed.device)] += placed.to(table.weight.dtype)
+    table.weight[torch.tensor(list(chosen), device=placed.device)] += placed.to(table.weight.dtype)
 
 
 def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:

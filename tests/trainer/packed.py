@@ -19,6 +19,8 @@ from pipeline.shards import TarWriter, read_parquet, shard_files, vector_column,
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
 
+SWAPPED = [["red and nothing else"]] * 16  # the wrong captions of `write_kept`
+
 
 def pictures_and_captions() -> tuple[list[bytes], list[str]]:
     """Sixteen pictures of two halves, with the captions that name their colours."""
@@ -51,6 +53,11 @@ def write_packed(
     about = {"format_version": 1, "rows": rows, "clip": clip.identity if clip else None}
     (folder / "dataset.json").write_text(json.dumps(about))
     return folder
+
+
+def write_kept(folder: Path) -> Path:
+    """Write a set of sixteen toys, each with one wrong caption of its own."""
+    return write_packed(folder, [f"{n} toys on a shelf" for n in range(16)], SWAPPED)
 
 
 def _write_shard(

@@ -7,25 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.clip import Clip, load
-from tests.trainer.packed import write_packed
+from pipeline.clip import Clip
+from tests.trainer.packed import SWAPPED, write_kept, write_packed
 from trainer.augment import swapped_captions
 from trainer.config import ClipTraining
 from trainer.lexicon import Lexicon
 from trainer.phrases import Phrases, draw_texts, mixture
 from trainer.sources import Source, decoded, open_sources
 
-SWAPPED = [["red and nothing else"]] * 16
-
-
-@pytest.fixture(scope="module")
-def clip() -> Clip:
-    return load("mini", "cpu")
-
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory, clip: Clip) -> list[Source]:
-    kept = write_packed(tmp_path_factory.mktemp("kept") / "set", [f"{n} toys on a shelf" for n in range(16)], SWAPPED)
+    kept = write_kept(tmp_path_factory.mktemp("kept") / "set")
     (opened,) = open_sources([kept], ClipTraining(batch=16), seed=0)
     return [decoded(opened, clip, print)]
 

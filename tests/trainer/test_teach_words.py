@@ -10,13 +10,11 @@ import pytest
 import torch
 
 from pipeline.clip import Clip, load
-from tests.trainer.packed import write_packed
+from tests.trainer.packed import SWAPPED, write_kept, write_packed
 from trainer.config import ClipTraining
 from trainer.lexicon import Lexicon
 from trainer.sources import Source, decoded, open_sources
 from trainer.teach_words import PLACED, Read, place_words, share_held, teach
-
-SWAPPED = [["red and nothing else"]] * 16
 
 
 def test_what_a_tower_said_counts_as_far_as_captions_hold_the_words() -> None:
@@ -24,13 +22,8 @@ def test_what_a_tower_said_counts_as_far_as_captions_hold_the_words() -> None:
 
 
 @pytest.fixture(scope="module")
-def clip() -> Clip:
-    return load("mini", "cpu")
-
-
-@pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory, clip: Clip) -> list[Source]:
-    kept = write_packed(tmp_path_factory.mktemp("kept") / "set", [f"{n} toys on a shelf" for n in range(16)], SWAPPED)
+    kept = write_kept(tmp_path_factory.mktemp("kept") / "set")
     added = write_packed(tmp_path_factory.mktemp("added") / "set")
     opened = open_sources([kept, added], ClipTraining(batch=16), seed=0)
     return [decoded(one, clip, print) for one in opened]
