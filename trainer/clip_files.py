@@ -50,7 +50,7 @@ tags: [clip]
 
 Load it with `open_clip.create_model_and_transforms("local-dir:DIRECTORY")`, or give its directory to
 `curate score --clip`. The weights are the running average of training, in float16; `readout_steps`, where there are,
-make the text tower's of it.
+make the text tower's and the picture tower's last of it.
 
 ## Data
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,15 @@ class Run:
     minutes: float | None  # stop after this long, with a state to resume from
     start_from: str | None = None  # the CLIP whose weights come first; without one they are drawn from the seed
     lexicon: Path | None = None  # what words are kinds of, for the words that are read off picture vectors
+
+    @property
+    def command(self) -> str:
+        """What a model card says the CLIP was made by, with its config beside as `recipe.json`."""
+        shards = [f"--shards {shlex.quote(str(folder))}" for folder in self.shards]
+        command = f"trainer clip {' '.join(shards)} --config recipe.json --seed {self.seed}"
+        command += f" --lexicon {shlex.quote(str(self.lexicon))}" if self.lexicon is not None else ""
+        command += f" --start-from {shlex.quote(self.start_from)}" if self.start_from is not None else ""
+        return command
 
 
 def run_digest(run: Run, first: Clip | None) -> str:

@@ -152,6 +152,11 @@ class Pictures:
         if keep and not self._streams:
             self._kept = self._decode(np.arange(len(packed)))
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self._shape.height, self._shape.width
+
     def take(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """uint8 pictures (N, 3, height, width) of these rows."""
         if self._kept is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -112,7 +111,8 @@ def _teach_words(
     stopping: Callable[[], bool],
     say: Callable[[str], None],
 ) -> None:
-    """Once all pairs were learned, teach the text tower words; stopped before its end, this begins anew next time."""
+    """Once all pairs were learned, teach the text tower words, and balance; stopped before, it begins anew then."""
+    from trainer.balance import balance
     from trainer.teach_words import teach
 
     settings, last = run.config.training, run.config.training.readout_steps
@@ -128,6 +128,10 @@ def _teach_words(
             left = (last - done) * (time.monotonic() - started) / 60 / done
             say(f"readout step {done}/{last}, {left:.0f} min left: loss {loss:.4g}")
         if done == last:
+            say("balancing pictures' and texts' vectors")
+            named = [source for source, role in zip(trainer.sources, settings.readout, strict=True) if role != "none"]
+            if not balance(trainer.clip, named, run.seed):
+                say("left as they are: a tower ends in no linear map, or is not open_clip's own")
             trainer.finish()
             trainer.conclude(log, say)
             return
@@ -332,11 +336,7 @@ class Trainer:
         tensors |= checkpoint.optimizer_tensors(self.trained, self.optimizer)
         write_model(self.run.out, self.run.config, self.average)
         sets = {source.name: source.facts for source in self.sources}
-        shards = [f"--shards {shlex.quote(str(folder))}" for folder in self.run.shards]
-        command = f"trainer clip {' '.join(shards)} --config recipe.json --seed {self.run.seed}"
-        command += f" --lexicon {shlex.quote(str(self.run.lexicon))}" if self.run.lexicon is not None else ""
-        command += f" --start-from {shlex.quote(self.run.start_from)}" if self.run.start_from is not None else ""
-        write_card(self.run.out, self.run.config, sets, command, self.step, figures)
+        write_card(self.run.out, self.run.config, sets, self.run.command, self.step, figures)
         checkpoint.save(self.run.out / STATE, tensors, {"step": self.step, "run": self.signature})
 
     def restore(self) -> None:

@@ -6,7 +6,7 @@ It knows nothing of losses; a CLIP is asked for its input size and the length of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,12 +18,14 @@ from trainer.data import Batches, PackedSet, Pictures, open_set
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from pipeline.clip import Clip
 
 CHECKED = 10_000  # distinct captions whose length is looked at, at most
 WRONG = 2  # of a picture's wrong captions that a step sees, at most: texts cost as much as pictures
+AT_ONCE = 256  # pictures that are taken whole
 ROOM = 1.125  # training pictures are kept this much larger than the input, for crops
 
 
@@ -48,6 +50,17 @@ class Source(Opened):
 
     pictures: Pictures
     val_pictures: Pictures
+
+    def whole(self, rows: NDArray[np.int64]) -> Iterator[Tensor]:
+        """Training pictures at the input's size, not cut at random, uint8 (N, 3, H, W), so many at a time."""
+        import numpy as np
+        import torch
+        from torch.nn import functional as F
+
+        for part in np.array_split(rows, max(1, len(rows) // AT_ONCE)):
+            roomy = self.pictures.take(part).float()
+            small = F.interpolate(roomy, size=self.val_pictures.size, mode="bilinear", antialias=True)
+            yield small.round().to(torch.uint8)
 
 
 class Drawn(NamedTuple):

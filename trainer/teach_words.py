@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from trainer.sources import Source
 
 WEIGHT, WEIGHT_OF_KINDS = 2.0, 16.0  # β without and with a lexicon
-PICTURES, WORDS = 256, 4096  # pictures encoded, and words read, at once
+WORDS = 4096  # read at once
 RATE, MATRIX_RATE, WARMUP = 1e-3, 4e-3, 30  # of AdamW, of Muon
 PLACED = 0.5  # length of what is added to the token of a word of median length
 
@@ -156,17 +156,14 @@ def _read(
     stopping: Callable[[], bool],
 ) -> Read | None:
     """Of the sets' captioned training pictures, whole and as they are; None where it is asked to stop."""
-    size = (clip.preprocess.height, clip.preprocess.width)
     vectors, captions, guesses = [], [], []
     for source in sources:
         told = np.array([row for row, text in enumerate(source.train.captions) if text.strip()])
         captions += [source.train.captions[row] for row in told]
         guesses += [source.train.guesses[row] for row in told]
-        for rows in np.array_split(told, max(1, len(told) // PICTURES)):
+        for small in source.whole(told):
             if stopping():
                 return None
-            roomy = source.pictures.take(rows).float()
-            small = F.interpolate(roomy, size=size, mode="bilinear", antialias=True).round().to(torch.uint8)
             with torch.no_grad():
                 vectors.append(clip.model.encode_image(clip.normalized(small.to(clip.device)), normalize=True).float())
 

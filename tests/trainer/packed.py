@@ -15,6 +15,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from pipeline.clip import Clip
+from pipeline.miniweb import scenes
 from pipeline.shards import TarWriter, read_parquet, shard_files, vector_column, write_parquet
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
@@ -41,9 +42,11 @@ def write_packed(
     rows: int = 16,
     per_shard: int = 10,
     clip: Clip | None = None,
+    pictures: Sequence[bytes] | None = None,
 ) -> Path:
     """Write `folder`: train in shards of `per_shard`, val the same rows in one shard, with vectors of a CLIP."""
-    pictures, own = pictures_and_captions()
+    halves, own = pictures_and_captions()
+    pictures = halves if pictures is None else pictures
     texts = list(own if captions is None else captions)[:rows]
     for split, size in (("train", per_shard), ("val", rows)):
         for number, start in enumerate(range(0, rows, size)):
@@ -53,6 +56,15 @@ def write_packed(
     about = {"format_version": 1, "rows": rows, "clip": clip.identity if clip else None}
     (folder / "dataset.json").write_text(json.dumps(about))
     return folder
+
+
+def write_scenes(folder: Path, clip: Clip | None = None) -> Path:
+    """Write a set of sixteen scenes of the mini-web, which the embedded CLIP knows, with their wrong captions."""
+    drawn = [scenes.scene(0, number) for number in range(16)]
+    pictures = [simplejpeg.encode_jpeg(np.asarray(scenes.draw(scene, 128))) for scene in drawn]
+    captions = [scenes.caption(scene, number) for number, scene in enumerate(drawn)]
+    swaps = [scenes.swaps(scene, number) for number, scene in enumerate(drawn)]
+    return write_packed(folder, captions, swaps, clip=clip, pictures=pictures)
 
 
 def write_kept(folder: Path) -> Path:

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.clip import MINI, Clip, load
 from tests.trainer import tiny
-from tests.trainer.packed import pictures_and_captions, write_packed
+from tests.trainer.packed import pictures_and_captions, write_packed, write_scenes
 from trainer import evaluate as module
 from trainer.cli import main
 from trainer.evaluate import EvalRun, evaluate, judged
@@ -129,8 +129,8 @@ def test_a_sample_is_what_trainer_sample_draws(run: Path, shards: Path) -> None:
     assert np.array_equal(drawn[2], alone)
 
 
-def test_true_pictures_in_place_of_drawn_ones_are_as_good_as_true_ones(shards: Path, mini: Clip) -> None:
-    rows = np.array([2, 5, 9, 11])
+def test_true_pictures_in_place_of_drawn_ones_are_as_good_as_true_ones(tmp_path: Path, mini: Clip) -> None:
+    shards, rows = write_scenes(tmp_path / "set", mini), np.array([2, 5, 9, 11])
     held = module.HeldOut(Sets(Split(shards, "train", mini), Split(shards, "val", mini), mini), shards, rows, 0)
     true = held.true(mini.preprocess).permute(0, 2, 3, 1).contiguous().numpy()
     figures, details = judged(mini, true, held, seed=0)
