@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 RIDGE = 0.01  # of the mean eigenvalue: directions with less than that are rounding
 ROWS = 2000  # captions of each set, with a picture each, that are looked at, at most
+SHORTEST = 1e-6  # of a picture's vector
 STEPS = 8  # each with the lengths that the one before left: after three a CLIP moves no more
-ALIKE = 0.01  # sets whose mean texts differ by less than that cannot be put right each
+ALIKE = 0.2  # sets whose mean texts differ by less than that share are put right together: less may be chance
 
 
 def balancing(pictures: Tensor, texts: Tensor, share: float = RIDGE) -> Tensor:
@@ -41,14 +42,14 @@ def balancing(pictures: Tensor, texts: Tensor, share: float = RIDGE) -> Tensor:
 
 
 def centring(pictures: Sequence[Tensor], texts: Sequence[Tensor]) -> Tensor:
-    """The least b (D,) with which unrelated pairs of each set have a mean cosine of 0.
+    """A b (D,) of the sets' mean texts with which unrelated pairs of each set have a mean cosine of 0.
 
     Given are each set's pictures x (N, D), of any length, and texts (N, D), unit vectors; x becomes x + b.
     """
     told = torch.stack([part.mean(dim=0) for part in texts])
     bias = torch.zeros_like(told[0])
     for _ in range(STEPS):
-        lengths = [(part + bias).norm(dim=1, keepdim=True) for part in pictures]
+        lengths = [(part + bias).norm(dim=1, keepdim=True).clamp(min=SHORTEST) for part in pictures]
         means = torch.stack(
             [((part + bias) / length).mean(dim=0) for part, length in zip(pictures, lengths, strict=True)]
         )

@@ -49,8 +49,8 @@ tags: [clip]
 # A compact CLIP
 
 Load it with `open_clip.create_model_and_transforms("local-dir:DIRECTORY")`, or give its directory to
-`curate score --clip`. The weights are the running average of training, in float16; `readout_steps`, where there are,
-make the text tower's and the picture tower's last of it.
+`curate score --clip`. The weights are the running average of training, in float16, but for what `readout_steps` change,
+where there are: the text tower, and the image tower's last map.
 
 ## Data
 

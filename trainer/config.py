@@ -55,7 +55,8 @@ class ClipTraining(Config):
     teacher: str = ""  # column of the sets with another network's vectors of the pictures, to be read off this one's
     teacher_weight: float = Field(default=10.0, ge=0)
     teacher_steps: int = Field(default=0, ge=0)  # the first ones, in which it alone teaches, at the peak rates
-    readout_steps: int = Field(default=0, ge=0)  # after `steps`: the text tower learns what words read off vectors say
+    readout_steps: int = Field(default=0, ge=0)  # after `steps`: the text tower learns what words read off vectors say,
+    # and both towers are balanced, which gives cosines another scale
     readout: tuple[Literal["add", "keep", "none"], ...] = ()  # of each set: its words are added to what its captions
     # say, or its captions and wrong ones go on to say the same, or it has no part in this
     max_scale: float = Field(default=30.0, gt=1)  # cap of the logit scale: it fixes what a cosine means

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.clip import Clip, load
-from tests.trainer.packed import write_kept, write_packed, write_scenes
+from tests.trainer.packed import pictures_and_captions, write_kept, write_packed, write_scenes
 from trainer.balance import balance, balancing, centring
 from trainer.clip_build import build
 from trainer.config import ClipConfig, ClipPreprocess, ClipTraining
@@ -65,6 +65,17 @@ def test_sets_whose_texts_are_alike_and_pictures_are_not_are_put_right_together(
     pictures = [torch.tensor([[0.6, 0.8]], dtype=torch.float64), torch.tensor([[0.0, 1.0]], dtype=torch.float64)]
     shift = centring(pictures, texts)
     assert shift.norm() < 1 and torch.allclose(shift[1], torch.zeros((), dtype=torch.float64), atol=1e-5)
+
+
+def test_what_is_chance_between_like_sets_is_not_put_right() -> None:
+    """Two draws of 200 pictures and texts from one distribution: their mean texts differ by chance alone."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(where: float) -> torch.Tensor:
+        return F.normalize(torch.randn(200, 32, generator=generator).double() + where, dim=1)
+
+    pictures, texts = [drawn(0.0), drawn(0.3)], [drawn(0.3), drawn(0.3)]
+    assert centring(pictures, texts).norm() < 0.2  # 0.9 were it put right
 
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
@@ -154,3 +165,15 @@ def test_right_pairs_whose_cosines_are_small_get_larger_ones(tmp_path: Path) -> 
     small = right()
     assert balance(clip, given, seed=0)
     assert right() > 3 * small > 0
+
+
+def test_a_caption_of_many_pictures_counts_once(tmp_path: Path) -> None:
+    pictures, captions = pictures_and_captions()
+    once = write_packed(tmp_path / "once", captions, pictures=pictures, rows=8)
+    many = write_packed(tmp_path / "many", captions[:8] + captions[7:8] * 8, pictures=pictures[:8] + pictures[7:8] * 8)
+    balanced = []
+    for folder in (once, many):
+        clip = load("mini", "cpu")
+        assert balance(clip, sources([folder], clip), seed=0)
+        balanced.append(clip.model.text_projection)
+    assert torch.allclose(*balanced, atol=1e-4)

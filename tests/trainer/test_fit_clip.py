@@ -259,7 +259,7 @@ def test_words_come_last_and_begin_anew_where_they_were_stopped(
     result = {name: value for name, value in whole[0].items() if name.startswith("average.")}
     changed = {name for name, value in result.items() if not torch.equal(value, plain[0][name])}
     last = {f"average.visual.attnpool.c_proj.{part}" for part in ("weight", "bias")}  # which the balance changes
-    assert {name for name in changed if "visual" in name} == last and "average.text_projection" in changed
+    assert {name for name in changed if "visual" in name} == last
     half = load_file(tmp_path / "whole" / WEIGHTS)
     assert torch.equal(half["token_embedding.weight"], whole[0]["average.token_embedding.weight"].half())
     assert "Step 20 of 20" in (tmp_path / "whole" / "README.md").read_text()
