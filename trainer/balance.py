@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.data import epoch_order
+from trainer.ridge import power
 
 if TYPE_CHECKING:
     from pipeline.clip import Clip
@@ -37,8 +38,8 @@ def balancing(pictures: Tensor, texts: Tensor, share: float = RIDGE) -> Tensor:
     `share` of their mean eigenvalue is added first.
     """
     a, b = (_floored(moment.double(), share) for moment in (pictures, texts))
-    root, inverse = _power(a, 0.5), _power(a, -0.5)
-    return _power(inverse @ _power(root @ b @ root, 0.5) @ inverse, 0.5)
+    root, inverse = power(a, 0.5), power(a, -0.5)
+    return power(inverse @ power(root @ b @ root, 0.5) @ inverse, 0.5)
 
 
 def centring(pictures: Sequence[Tensor], texts: Sequence[Tensor]) -> Tensor:
@@ -124,10 +125,3 @@ def _moment(parts: Sequence[Tensor]) -> Tensor:
 def _floored(moment: Tensor, share: float) -> Tensor:
     size = len(moment)
     return moment + share * float(moment.trace()) / size * torch.eye(size, dtype=moment.dtype)
-
-
-def _power(moment: Tensor, exponent: float) -> Tensor:
-    """Of a symmetric positive definite matrix."""
-    values, vectors = torch.linalg.eigh((moment + moment.T) / 2)
-    powers: Tensor = (vectors * values**exponent) @ vectors.T
-    return powers

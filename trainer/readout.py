@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pipeline.base import HeadraceError
 from trainer.lexicon import Labels
-from trainer.ridge import ridge_of
+from trainer.ridge import power, ridge_of
 from trainer.word_loss import inside
 
 RIDGE, RIDGE_OF_KINDS = 0.5, 0.03  # of the mean eigenvalue, without and with a lexicon
@@ -132,6 +132,4 @@ def sight(images: Tensor) -> Tensor:
     level = gram.diagonal().mean()
     along = F.normalize(mean.double(), dim=0)
     gram += level * (SIGHT_FLOOR * torch.eye(len(gram), dtype=gram.dtype) + SIGHT_OF_MEAN * torch.outer(along, along))
-    values, vectors = torch.linalg.eigh(gram)
-    root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    return root.float()
+    return power(gram, 0.5).float()

@@ -1,4 +1,4 @@
-"""Ridge regression in closed form, with as much of the ridge as suits the rows. Pure functions of tensors."""
+"""Ridge regression in closed form, with as much of the ridge as suits the rows; powers of moments. Pure functions."""
 
 from __future__ import annotations
 
@@ -45,3 +45,10 @@ def ridge_of(gram: Tensor, product: Tensor, share: float) -> Tensor:
     more = share * float(gram.trace()) / size or 1.0  # inputs that are all the same explain nothing: W = 0
     solved: Tensor = torch.linalg.solve(gram + more * torch.eye(size, dtype=gram.dtype, device=gram.device), product)
     return solved
+
+
+def power(moment: Tensor, exponent: float) -> Tensor:
+    """A power (D, D) of a symmetric matrix (D, D) without negative eigenvalues, but for rounding."""
+    values, vectors = torch.linalg.eigh((moment + moment.T) / 2)
+    powers: Tensor = (vectors * values.clamp_min(0) ** exponent) @ vectors.T
+    return powers
